@@ -1,0 +1,107 @@
+/** The panel, its commands, a button on notebooks, and saved runs as documents. */
+
+import {
+  ILabShell,
+  ILayoutRestorer,
+  type JupyterFrontEnd,
+  type JupyterFrontEndPlugin
+} from '@jupyterlab/application';
+import { ICommandPalette, MainAreaWidget, ToolbarButton } from '@jupyterlab/apputils';
+import { INotebookTracker, NotebookActions, type NotebookPanel } from '@jupyterlab/notebook';
+import { ITranslator, nullTranslator } from '@jupyterlab/translation';
+import { Widget } from '@lumino/widgets';
+import { registerDocuments } from './document';
+import { icon } from './icon';
+import { Panel } from './panel';
+import { Session } from './session';
+import { empty, runView } from './view';
+
+const COMMANDS = { profile: 'gimlet:profile-cell', panel: 'gimlet:show-panel' };
+
+/** Runs the active cell and profiles it; its source is what it was. */
+export async function profileCell(panel: NotebookPanel, session: Session): Promise<void> {
+  if (panel.content.activeCell?.model.type !== 'code') {
+    return;
+  }
+  // The kernel is told that the next cell is meant: the page never touches the text.
+  await session.arm();
+  await NotebookActions.run(panel.content, panel.sessionContext);
+}
+
+const plugin: JupyterFrontEndPlugin<void> = {
+  id: 'gimlet-lab:panel',
+  description: 'Devices, runs and plans of gimlet_lab.',
+  autoStart: true,
+  requires: [INotebookTracker],
+  optional: [ILabShell, ILayoutRestorer, ICommandPalette, ITranslator],
+  activate: (
+    app: JupyterFrontEnd,
+    notebooks: INotebookTracker,
+    shell: ILabShell | null,
+    restorer: ILayoutRestorer | null,
+    palette: ICommandPalette | null,
+    translator: ITranslator | null
+  ): void => {
+    const trans = (translator ?? nullTranslator).load('gimlet_lab');
+    const session = new Session();
+    registerDocuments(app, translator ?? nullTranslator);
+
+    const show = async (run: string): Promise<void> => {
+      const answer = await session.form(run);
+      const content = new Widget();
+      content.addClass('gimlet-document');
+      content.node.append(answer.ok ? runView(answer.form) : empty(answer.text));
+      const tab = new MainAreaWidget({ content });
+      tab.title.label = run;
+      tab.title.icon = icon;
+      app.shell.add(tab, 'main', { mode: 'split-right' });
+      app.shell.activateById(tab.id);
+    };
+    const panel = new Panel(
+      session,
+      { profileCell: () => void app.commands.execute(COMMANDS.profile), show: run => void show(run) },
+      trans
+    );
+    app.shell.add(panel, 'right', { rank: 900 });
+    restorer?.add(panel, panel.id);
+    const follow = (): void => session.follow(notebooks.currentWidget?.sessionContext ?? null);
+    notebooks.currentChanged.connect(follow);
+    void app.restored.then(() => {
+      follow();
+      session.watch(panel.isVisible);
+    });
+
+    app.commands.addCommand(COMMANDS.profile, {
+      label: trans.__('Profile the active cell'),
+      caption: trans.__('Run the active cell under gimlet_lab'),
+      icon,
+      isEnabled: () => notebooks.activeCell?.model.type === 'code',
+      execute: async () => {
+        if (notebooks.currentWidget) {
+          await profileCell(notebooks.currentWidget, session);
+        }
+      }
+    });
+    app.commands.addCommand(COMMANDS.panel, {
+      label: trans.__('Show the Gimlet panel'),
+      icon,
+      execute: () => (shell ?? app.shell).activateById(panel.id)
+    });
+    for (const command of Object.values(COMMANDS)) {
+      palette?.addItem({ command, category: 'Gimlet' });
+    }
+    app.docRegistry.addWidgetExtension('Notebook', {
+      createNew: (notebook: NotebookPanel) => {
+        const button = new ToolbarButton({
+          icon,
+          tooltip: trans.__('Profile the active cell'),
+          onClick: () => void profileCell(notebook, session)
+        });
+        notebook.toolbar.insertAfter('run', 'gimlet-profile', button);
+        return button;
+      }
+    });
+  }
+};
+
+export default plugin;

@@ -1,0 +1,286 @@
+/** The panel on the right: devices, runs, the plan and what can be done with it. */
+
+import type { TranslationBundle } from '@jupyterlab/translation';
+import type { Message } from '@lumino/messaging';
+import { Widget } from '@lumino/widgets';
+import { html } from './charts/dom';
+import { amount, clip, seconds, share } from './format';
+import { icon } from './icon';
+import { liveView } from './live';
+import type { Meter, Session } from './session';
+
+/** What the buttons need of the application. */
+export interface Actions {
+  profileCell(): void;
+  show(run: string): void;
+}
+
+export const TARGETS = ['plan', 'device-map'];
+
+export class Panel extends Widget {
+  private readonly status: HTMLElement;
+  private readonly body: HTMLElement;
+  private readonly meters = html('div');
+  private readonly live = html('div');
+  private working = '';
+
+  constructor(
+    private readonly session: Session,
+    private readonly actions: Actions,
+    private readonly trans: TranslationBundle
+  ) {
+    super();
+    this.id = 'gimlet-panel';
+    this.addClass('gimlet-panel');
+    this.title.icon = icon;
+    this.title.caption = trans.__('Gimlet: devices, runs and plans');
+    this.node.setAttribute('role', 'region');
+    this.node.setAttribute('aria-label', trans.__('Gimlet'));
+    this.status = html('p', { class: 'gimlet-said', role: 'status', 'aria-live': 'polite' });
+    this.body = html('div');
+    this.node.append(this.body, this.status);
+    session.changed.connect(this.draw, this);
+    // A button that is drawn anew between press and release hears no click.
+    session.measured.connect(this.measure, this);
+    this.draw();
+  }
+
+  protected override onAfterShow(message: Message): void {
+    super.onAfterShow(message);
+    this.session.watch(true);
+  }
+
+  protected override onAfterHide(message: Message): void {
+    super.onAfterHide(message);
+    this.session.watch(false);
+  }
+
+  /** Runs a command in the kernel and says what came of it. */
+  async command(line: string): Promise<void> {
+    this.working = line;
+    this.status.textContent = this.trans.__('%1 …', line);
+    this.draw();
+    const answer = await this.session.run(line);
+    this.working = '';
+    this.status.classList.toggle('gimlet-error', !answer.ok);
+    // What is more than a paragraph belongs below a cell.
+    this.status.textContent = answer.text.split('\n\n')[0] || this.trans.__('%1: done', line);
+    this.draw();
+  }
+
+  private measure(): void {
+    this.meters.replaceChildren(...this.devices());
+    const running = this.session.running;
+    this.live.replaceChildren(...(running ? [liveView(running)] : []));
+  }
+
+  private draw(): void {
+    this.measure();
+    const focused =
+      document.activeElement instanceof HTMLElement ? document.activeElement.dataset['action'] : null;
+    this.body.replaceChildren(...(this.session.absence ? [this.absence()] : this.sections()));
+    if (focused) {
+      this.body.querySelector<HTMLElement>(`[data-action="${CSS.escape(focused)}"]`)?.focus();
+    }
+  }
+
+  private absence(): HTMLElement {
+    const trans = this.trans;
+    const texts: Record<string, [string, string]> = {
+      'no notebook': [
+        trans.__('No notebook is open.'),
+        trans.__('Open one to see its devices, runs and plans.')
+      ],
+      'no kernel': [trans.__('This notebook has no kernel.'), trans.__('Start one from the Kernel menu.')],
+      dead: [
+        trans.__('The kernel has died.'),
+        trans.__('Restart it from the Kernel menu; saved runs still open.')
+      ],
+      'other language': [
+        trans.__('This kernel speaks %1.', this.session.detail),
+        trans.__('gimlet_lab profiles Python.')
+      ],
+      'not installed': [
+        trans.__('gimlet_lab is not loaded in this kernel.'),
+        trans.__('Run %load_ext gimlet_lab in a cell; pip install gimlet-lab first where it is missing.')
+      ],
+      versions: [
+        trans.__('The kernel has gimlet-lab %1, this page another version.', this.session.detail),
+        trans.__('Install the same version in both environments, restart the kernel and reload the page.')
+      ]
+    };
+    const [what, todo] = texts[this.session.absence ?? 'no notebook'] ?? ['', ''];
+    return html(
+      'div',
+      { class: 'gimlet-absent' },
+      html('p', { class: 'gimlet-lead' }, what),
+      html('p', { class: 'gimlet-quiet' }, todo)
+    );
+  }
+
+  private sections(): HTMLElement[] {
+    const trans = this.trans;
+    return [
+      this.section(
+        trans.__('This cell'),
+        this.button('profile', trans.__('Profile the active cell'), () => this.actions.profileCell(), true),
+        this.live
+      ),
+      this.section(trans.__('Devices'), this.meters),
+      this.section(trans.__('Runs'), ...this.runs()),
+      this.section(trans.__('Plan'), ...this.plan())
+    ];
+  }
+
+  private section(title: string, ...children: HTMLElement[]): HTMLElement {
+    return html('section', {}, html('h2', {}, title), ...children);
+  }
+
+  private button(action: string, label: string, run: () => void, primary = false): HTMLButtonElement {
+    const made = html(
+      'button',
+      {
+        type: 'button',
+        'data-action': action,
+        class: primary ? 'gimlet-button gimlet-primary' : 'gimlet-button',
+        disabled: this.working !== ''
+      },
+      label
+    );
+    made.addEventListener('click', run);
+    return made;
+  }
+
+  private devices(): HTMLElement[] {
+    const meters = this.session.meters;
+    if (!meters.length) {
+      return [html('p', { class: 'gimlet-quiet' }, this.trans.__('Reading meters…'))];
+    }
+    return [html('ul', { class: 'gimlet-devices' }, ...meters.map(meter => this.device(meter)))];
+  }
+
+  private device(meter: Meter): HTMLElement {
+    const used = meter.memory_used_bytes;
+    const total = meter.memory_total_bytes;
+    const facts = [
+      used !== null && total ? `${amount(used, 'B')} / ${amount(total, 'B')}` : '',
+      meter.power_w !== null ? `${meter.power_w.toFixed(0)} W` : '',
+      meter.throttled ? this.trans.__('throttled: %1', meter.throttled) : ''
+    ].filter(Boolean);
+    return html(
+      'li',
+      {},
+      html('span', { class: 'gimlet-device' }, meter.device),
+      this.bar(this.trans.__('use'), meter.utilization),
+      this.bar(this.trans.__('memory'), used !== null && total ? used / total : null),
+      facts.length ? html('span', { class: 'gimlet-quiet' }, facts.join(' · ')) : null
+    );
+  }
+
+  private bar(name: string, value: number | null): HTMLElement {
+    const percent = value === null ? 0 : Math.round(Math.min(1, Math.max(0, value)) * 100);
+    return html(
+      'span',
+      { class: 'gimlet-meter' },
+      html('span', {}, name),
+      html('progress', {
+        max: 100,
+        value: percent,
+        'aria-label': name,
+        class: value === null ? 'gimlet-unknown' : ''
+      }),
+      html('span', {}, value === null ? '–' : share(value))
+    );
+  }
+
+  private runs(): HTMLElement[] {
+    const runs = [...(this.session.state?.runs ?? [])].reverse();
+    if (!runs.length) {
+      return [
+        html(
+          'p',
+          { class: 'gimlet-quiet' },
+          this.trans.__('No run yet: put %%gimlet above a cell, or use the button above.')
+        )
+      ];
+    }
+    const rows = runs.slice(0, 30).map(run => {
+      const open = this.button(`run ${run.name}`, run.name, () => this.actions.show(run.name));
+      open.title = run.finding;
+      return html(
+        'li',
+        {},
+        open,
+        html('span', { class: 'gimlet-quiet' }, `${seconds(run.duration_s)} · ${clip(run.finding, 90)}`)
+      );
+    });
+    return [html('ul', { class: 'gimlet-runs' }, ...rows)];
+  }
+
+  private plan(): HTMLElement[] {
+    const trans = this.trans;
+    const state = this.session.state;
+    const plan = state?.plans.at(-1);
+    const placed = state?.deployment ?? null;
+    const advise = this.button('advise', trans.__('Advise'), () => void this.command('advise'));
+    advise.disabled = advise.disabled || !state?.runs.length;
+    if (!plan) {
+      return [html('p', { class: 'gimlet-quiet' }, trans.__('No plan yet: it is made from a run.')), advise];
+    }
+    const target = html(
+      'select',
+      { 'aria-label': trans.__('Export to') },
+      ...TARGETS.map(name => html('option', { value: name }, name))
+    );
+    const rows = Object.entries(plan.assignment).map(([stage, device]) =>
+      html(
+        'tr',
+        {},
+        html('th', { scope: 'row' }, clip(stage, 22)),
+        html('td', {}, placed?.assignment[stage] ?? '–'),
+        html('td', {}, device)
+      )
+    );
+    const apply = this.button('apply', trans.__('Apply'), () => void this.command('apply'), true);
+    const back = this.button('rollback', trans.__('Roll back'), () => void this.command('rollback'));
+    apply.disabled = apply.disabled || placed?.id === plan.id;
+    back.disabled = back.disabled || placed === null;
+    return [
+      html('p', { class: 'gimlet-lead' }, plan.summary),
+      html(
+        'table',
+        { class: 'gimlet-table' },
+        html(
+          'thead',
+          {},
+          html(
+            'tr',
+            {},
+            ...[trans.__('Stage'), trans.__('Now'), trans.__('Plan')].map(head =>
+              html('th', { scope: 'col' }, head)
+            )
+          )
+        ),
+        html('tbody', {}, ...rows)
+      ),
+      html(
+        'div',
+        { class: 'gimlet-buttons' },
+        advise,
+        this.button('dry-run', trans.__('Dry run'), () => void this.command('apply --dry-run')),
+        apply,
+        back
+      ),
+      html(
+        'div',
+        { class: 'gimlet-buttons' },
+        target,
+        this.button(
+          'export',
+          trans.__('Export'),
+          () => void this.command(`export ${target.value} ${plan.id}-${target.value}.json`)
+        )
+      )
+    ];
+  }
+}

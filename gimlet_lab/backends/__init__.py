@@ -1,0 +1,7 @@
+"""Plan ► Deployment: put a plan in force and undo it."""
+
+from __future__ import annotations
+
+from gimlet_lab.backends.base import Backend, Deployment, backend, backends
+
+__all__ = ["Backend", "Deployment", "backend", "backends"]

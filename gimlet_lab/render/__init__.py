@@ -1,0 +1,1 @@
+"""Anything as text, as a script-free page, as a picture."""

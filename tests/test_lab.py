@@ -1,0 +1,206 @@
+"""The page in a real JupyterLab and a real browser. Its pictures lie in ``out/``, to be looked at."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import pytest
+
+CHROMIUM = next((found for name in ("chromium", "chromium-browser") if (found := shutil.which(name))), None)
+PAGE = Path(sys.prefix) / "share" / "jupyter" / "labextensions" / "gimlet-lab" / "package.json"
+MIME = "application/vnd.gimlet.run.v1+json"
+PICTURES = Path(__file__).parents[1] / "out"
+
+pytestmark = [
+    pytest.mark.ui,
+    pytest.mark.skipif(CHROMIUM is None, reason="no Chromium: apt-get install chromium"),
+    pytest.mark.skipif(not PAGE.is_file(), reason="the page was not built: make ui"),
+]
+
+CELLS = [
+    "import time\nimport torch\n%load_ext gimlet_lab\n%gimlet config save=off",
+    """net = torch.nn.Sequential(*[torch.nn.Linear(512, 512) for _ in range(4)])
+def search(n):
+    time.sleep(0.1)
+    return torch.ones(n, 512)""",
+    "%%gimlet --name agent\nq = search(256)\nfor _ in range(20):\n    y = net(q)",
+    "total = net(search(8)).sum().item()",
+]
+
+
+class Server:
+    """JupyterLab in a folder of its own."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        homes = {f"JUPYTER_{name}_DIR": str(folder / name) for name in ("CONFIG", "DATA", "RUNTIME")}
+        command = [
+            sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", "--ip=127.0.0.1", "--port=0",
+            "--IdentityProvider.token=", "--LabApp.news_url=None", "--ServerApp.disable_check_xsrf=True",
+            "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate",
+        ]  # fmt: skip
+        settings = folder / "CONFIG" / "labconfig" / "default_setting_overrides.json"
+        settings.parent.mkdir(parents=True)
+        news = {"fetchNews": "false", "checkForUpdates": False}
+        settings.write_text(json.dumps({"@jupyterlab/apputils-extension:notification": news}))
+        env = {**os.environ, **homes, "XDG_CACHE_HOME": str(folder / "cache")}
+        self.process = subprocess.Popen(
+            command, cwd=folder, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        self.url = self._url(folder / "RUNTIME")
+
+    def _url(self, runtime: Path) -> str:
+        ends = time.monotonic() + 60
+        while time.monotonic() < ends:
+            for path in runtime.glob("jpserver-*.json"):
+                try:
+                    url = str(json.loads(path.read_text())["url"])
+                    urllib.request.urlopen(f"{url}api", timeout=5)
+                except (OSError, ValueError, KeyError):
+                    continue
+                return url
+            time.sleep(0.1)
+        raise AssertionError("JupyterLab did not start")
+
+    def close(self) -> None:
+        self.process.send_signal(signal.SIGTERM)
+        self.process.wait(timeout=30)
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    folder = tmp_path_factory.mktemp("lab")
+    spec = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    notebook = nbformat.v4.new_notebook(
+        cells=[nbformat.v4.new_code_cell(source) for source in CELLS], metadata={"kernelspec": spec}
+    )
+    nbformat.write(notebook, folder / "agent.ipynb")
+    server = Server(folder)
+    yield server
+    server.close()
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    sync_api = pytest.importorskip("playwright.sync_api")
+    with sync_api.sync_playwright() as playwright:
+        options = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=options)
+        yield browser
+        browser.close()
+
+
+class Tab:
+    """A tab, and what it should not do."""
+
+    def __init__(self, browser: Any, url: str) -> None:
+        self.page = browser.new_page(viewport={"width": 1500, "height": 950})
+        self.wrong: list[str] = []
+        self.page.on("console", lambda said: said.type == "error" and self.wrong.append(said.text))
+        self.page.on("pageerror", lambda error: self.wrong.append(str(error)))
+        self.page.on("request", self._requested)
+        self.page.goto(url)
+
+    def _requested(self, request: Any) -> None:
+        if not request.url.startswith(("http://127.0.0.1", "http://localhost", "data:", "blob:", "ws://127")):
+            self.wrong.append(f"asked {request.url}")
+
+    def picture(self, name: str) -> None:
+        PICTURES.mkdir(exist_ok=True)
+        self.page.screenshot(path=PICTURES / f"lab-{name}.png")
+
+    def close(self) -> None:
+        self.page.close()
+        assert self.wrong == []
+
+
+def test_a_cell_is_profiled_seen_planned_and_placed(server: Server, browser: Any) -> None:
+    tab = Tab(browser, f"{server.url}lab/tree/agent.ipynb")
+    page = tab.page
+    page.set_default_timeout(60_000)
+    page.wait_for_selector(".jp-Notebook .jp-Cell")
+    page.click("[data-id=gimlet-panel]")
+    page.get_by_text("gimlet_lab is not loaded in this kernel").wait_for()
+    tab.picture("not-loaded")
+    page.click(".jp-Notebook .jp-Cell .cm-content >> nth=0")
+    for _ in CELLS[:3]:
+        page.keyboard.press("Shift+Enter")
+    view = page.locator(".jp-OutputArea .gimlet-view")
+    view.wait_for()
+    assert "agent took" in view.inner_text()
+    assert view.locator("svg.gimlet-chart").count() == 3
+    # By keyboard alone: a stage chosen in one chart is chosen in the others.
+    view.locator(".gimlet-mark[aria-label^='net']").first.focus()
+    page.keyboard.press("Enter")
+    assert view.locator("[aria-pressed=true]").count() >= 3
+    assert "net:" in view.locator(".gimlet-said").inner_text()
+    page.keyboard.press("Enter")
+    panel = page.locator("#gimlet-panel")
+    panel.locator(".gimlet-runs button", has_text="agent").wait_for()
+    panel.locator(".gimlet-device", has_text="cpu").wait_for()
+    tab.picture("run")
+    # The cell that has no magic is profiled by the button, and keeps its text.
+    page.click(".jp-Notebook .jp-Cell .cm-content >> nth=3")
+    panel.locator("[data-action=profile]").click()
+    page.wait_for_function("document.querySelectorAll('.gimlet-runs button').length === 2")
+    assert page.locator(".jp-Notebook .jp-Cell .cm-content >> nth=3").inner_text().strip() == CELLS[3]
+    panel.locator("[data-action=advise]").click()
+    panel.locator("[data-action=apply]").wait_for()
+    panel.locator("[data-action=dry-run]").click()
+    panel.locator("[data-action=dry-run]:not([disabled])").wait_for()
+    panel.locator("[data-action=apply]").click()
+    panel.locator("[data-action=rollback]:not([disabled])").wait_for()
+    tab.picture("placed")
+    panel.locator("[data-action=rollback]").click()
+    panel.locator("[data-action=apply]:not([disabled])").wait_for()
+    panel.locator("[data-action=export]").click()
+    panel.locator(".gimlet-said", has_text="wrote").wait_for()
+    assert list(server.folder.glob("*.json")), "the exported plan lies beside the notebook"
+    panel.locator(".gimlet-runs button", has_text="agent").click()
+    page.locator(".gimlet-document .gimlet-view").wait_for()
+    tab.picture("report")
+    page.click(".jp-Notebook .jp-Cell .cm-content >> nth=3")
+    page.keyboard.press("Control+s")
+    saved = server.folder / "agent.ipynb"
+    ends = time.monotonic() + 60
+    while MIME not in saved.read_text() and time.monotonic() < ends:
+        page.wait_for_timeout(100)
+    assert MIME in saved.read_text()
+    tab.close()
+
+
+def test_without_a_kernel_it_is_still_there(server: Server, browser: Any) -> None:
+    for session in json.loads(urllib.request.urlopen(f"{server.url}api/sessions").read()):
+        request = urllib.request.Request(f"{server.url}api/sessions/{session['id']}", method="DELETE")
+        urllib.request.urlopen(request)
+    tab = Tab(browser, f"{server.url}lab/tree/agent.ipynb?reset")
+    tab.page.set_default_timeout(60_000)
+    tab.page.locator(".jp-OutputArea .gimlet-view svg.gimlet-chart").first.wait_for()
+    tab.picture("reopened")
+    tab.close()
+
+
+def test_a_saved_run_opens_by_itself(server: Server, browser: Any) -> None:
+    import gimlet_lab as gimlet
+
+    with gimlet.profile("saved") as recorder:
+        sum(range(1000))
+    assert recorder.run is not None
+    recorder.run.save(server.folder / "saved.gimlet")
+    (server.folder / "torn.gimlet").write_bytes(b"PK nothing")
+    for name, says in (("saved", "saved took"), ("torn", "no run of gimlet_lab")):
+        tab = Tab(browser, f"{server.url}lab/tree/{name}.gimlet?reset")
+        tab.page.set_default_timeout(60_000)
+        tab.page.locator(".gimlet-document .gimlet-view").get_by_text(says).first.wait_for()
+        tab.close()
