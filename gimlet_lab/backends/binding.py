@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import inspect
-import os
 import sys
 import types
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +13,6 @@ from gimlet_lab.backends.base import PLACED
 from gimlet_lab.boundary import declaration, resolve
 from gimlet_lab.capture.weights import is_compiled
 from gimlet_lab.errors import GimletError
-from gimlet_lab.hardware.machine import cores
 from gimlet_lab.model import Device, Plan, Stage
 
 
@@ -57,11 +55,18 @@ class Placement:
         return {"device": self.device.id, "bound": bound, "stage": self.stage.id}
 
 
-def bind(plan: Plan, namespace: Mapping[str, Any], problems: list[str] | None = None) -> list[Placement]:
+def bind(
+    plan: Plan,
+    namespace: Mapping[str, Any],
+    check: Callable[[Plan, Stage, Device], None],
+    problems: list[str] | None = None,
+) -> list[Placement]:
     """Find the live objects of a plan's stages, and check that each can go where the plan says.
 
     Parameters
     ----------
+    check : callable
+        The backend's own; raises GimletError.
     problems : list of str, optional
         Where given, a stage that cannot go is left out and why is added here.
 
@@ -78,7 +83,7 @@ def bind(plan: Plan, namespace: Mapping[str, Any], problems: list[str] | None = 
     found: list[Placement] = []
     for stage_id, device_id in plan.assignment.items():
         try:
-            placement = _bind_stage(plan, stage_id, device_id, namespace)
+            placement = _bind_stage(plan, stage_id, device_id, namespace, check)
         except GimletError as error:
             if problems is None:
                 raise
@@ -90,7 +95,13 @@ def bind(plan: Plan, namespace: Mapping[str, Any], problems: list[str] | None = 
     return [placement for placement in found if id(placement.thing) in moved]
 
 
-def _bind_stage(plan: Plan, stage_id: str, device_id: str, namespace: Mapping[str, Any]) -> Placement | None:
+def _bind_stage(
+    plan: Plan,
+    stage_id: str,
+    device_id: str,
+    namespace: Mapping[str, Any],
+    check: Callable[[Plan, Stage, Device], None],
+) -> Placement | None:
     stage = next((stage for stage in plan.graph.stages if stage.id == stage_id), None)
     device = next((device for device in plan.fleet if device.id == device_id), None)
     if stage is None or device is None:
@@ -99,6 +110,7 @@ def _bind_stage(plan: Plan, stage_id: str, device_id: str, namespace: Mapping[st
     elsewhere = device.torch_device != "cpu" or "/" in device.id or not device.live
     if elsewhere:
         _check_device(plan, stage, device)
+        check(plan, stage, device)
     if stage.kind not in ("module", "function") or stage.target is None:
         if elsewhere:
             raise GimletError(
@@ -126,11 +138,6 @@ def _check_device(plan: Plan, stage: Stage, device: Device) -> None:
             f"plan {plan.id} puts {stage.id!r} on {device.id!r}, which is not on this machine: "
             "advise again with --on the devices that %gimlet devices lists, or export the plan"
         )
-    if device.kind == "cpu" and not set(device.cores) <= set(cores()):
-        raise GimletError(
-            f"plan {plan.id} is for another machine: {device.id!r} has cores {device.cores}, "
-            f"this one {cores()}: advise again here"
-        )
     if device.kind != "cpu":
         if stage.kind != "module":
             raise GimletError(
@@ -140,8 +147,6 @@ def _check_device(plan: Plan, stage: Stage, device: Device) -> None:
             raise GimletError(
                 f"torch cannot use {device.id!r} ({device.name}): {stage.id!r} cannot run there"
             )
-    elif not all(hasattr(os, name) for name in ("fork", "memfd_create", "sched_setaffinity")):
-        raise GimletError(f"CPU slices need Linux: pin {stage.id!r} to 'cpu'")
 
 
 def _check_thing(placement: Placement) -> None:

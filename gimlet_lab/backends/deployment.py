@@ -1,4 +1,4 @@
-"""A plan in force on this machine."""
+"""A plan in force: calls of its stages go to places, wherever the backend has put these."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from collections.abc import MutableMapping, Sequence
 from typing import Any
 
 from gimlet_lab.backends.base import Deployment
-from gimlet_lab.backends.binding import Placement, bind, imports, shape
+from gimlet_lab.backends.binding import Placement, bind, shape
 from gimlet_lab.backends.caches import HostCaches
 from gimlet_lab.backends.functions import Function
-from gimlet_lab.backends.modules import Module, Place, Route
-from gimlet_lab.backends.process import TEMPLATE, Worker
-from gimlet_lab.backends.resident import Resident
+from gimlet_lab.backends.modules import Module, Route
+from gimlet_lab.backends.places import Place, Places
+from gimlet_lab.backends.remote import Remote
 from gimlet_lab.backends.trampoline import twin
 from gimlet_lab.backends.usage import Usage
 from gimlet_lab.boundary import Ledger
 from gimlet_lab.errors import GimletError
-from gimlet_lab.model import Device, Plan
+from gimlet_lab.model import Plan
 from gimlet_lab.progress import Progress, silent
 
 #: Looking at what a function reads is worth a word from this part of its time on, and this long a call.
@@ -29,18 +29,23 @@ _WORTH_SAYING, _WORTH_SAYING_S = 0.2, 1e-3
 _in_force: set[Any] = set()
 
 
-class LocalDeployment(Deployment):
-    """A plan in force: worker processes for CPU slices, copies of modules on accelerators.
+class PlacedDeployment(Deployment):
+    """A plan in force, over the places that a backend makes for its devices.
 
     Parameters
     ----------
     plan : Plan
     namespace : mapping
         The notebook's.
+    makes : Places
+        Makes the places; of this deployment alone.
     """
 
-    def __init__(self, plan: Plan, namespace: MutableMapping[str, Any], progress: Progress = silent) -> None:
+    def __init__(
+        self, plan: Plan, namespace: MutableMapping[str, Any], makes: Places, progress: Progress = silent
+    ) -> None:
         self._namespace = namespace
+        self._makes = makes
         self._plan = plan
         self._pid = os.getpid()
         self._lock = threading.RLock()
@@ -53,11 +58,10 @@ class LocalDeployment(Deployment):
         self._caches = HostCaches()
         self._stale: list[str] = []
         self._said: set[str] = set()
-        self._holds_template = False
         self._closed = False
         _in_force.add(self)
         try:
-            self._put(plan, bind(plan, namespace), progress)
+            self._put(plan, bind(plan, namespace, makes.check), progress)
         except BaseException:
             self.rollback()
             raise
@@ -73,8 +77,7 @@ class LocalDeployment(Deployment):
 
     def processes(self) -> dict[int, str]:
         """Worker processes by their number, and the device each stands for."""
-        workers = [place for place in self._places.values() if isinstance(place, Worker)]
-        return {worker.pid: worker.device for worker in workers if worker.pid}
+        return {place.pid: place.device for place in self._places.values() if place.pid}
 
     def stale(self) -> list[str]:
         """Why the plan no longer fits the notebook; empty while it does."""
@@ -87,13 +90,13 @@ class LocalDeployment(Deployment):
         with self._lock:
             if self._closed:
                 raise GimletError("this deployment was rolled back: apply the plan instead")
-            self._put(plan, bind(plan, self._namespace), progress)
+            self._put(plan, bind(plan, self._namespace, self._makes.check), progress)
             self._stale = []
 
     def _put(self, plan: Plan, placements: list[Placement], progress: Progress) -> None:
         """Make everything ready beside what is in force, then switch; a failure changes nothing."""
         moving = [placement for placement in placements if placement.elsewhere]
-        places = self._places_for([placement.device for placement in moving], moving, progress)
+        places = self._open_places(moving, progress)
         functions: dict[int, Function] = {}
         modules: dict[int, Module] = {}
         routes: dict[int, dict[str, Route]] = {}
@@ -107,7 +110,7 @@ class LocalDeployment(Deployment):
                     usage = Usage(stage.id, placement.device.id)
                 usages[stage.id] = usage
                 if stage.kind == "function":
-                    assert isinstance(place, Worker)
+                    assert isinstance(place, Remote)
                     functions[key] = self._function(placement, place, usage)
                     functions[key].ship()
                 else:
@@ -132,7 +135,7 @@ class LocalDeployment(Deployment):
         self._drop(old_functions, old_modules, old_places)
         progress(1.0, "in force")
 
-    def _function(self, placement: Placement, worker: Worker, usage: Usage) -> Function:
+    def _function(self, placement: Placement, worker: Remote, usage: Usage) -> Function:
         known = self._functions.get(id(placement.thing))
         if known is not None and known.worker is worker and known.usage is usage:
             return known
@@ -141,36 +144,17 @@ class LocalDeployment(Deployment):
             placement.thing, original, worker, usage, pure=placement.pure, idempotent=placement.idempotent
         )
 
-    def _places_for(
-        self, devices: Sequence[Device], moving: Sequence[Placement], progress: Progress
-    ) -> dict[str, Place]:
-        """Workers that run already, and new ones: forks of one template, which imports once for all."""
-        places: dict[str, Place] = {}
-        slices = [device for device in devices if device.kind == "cpu"]
-        if slices:
-            progress(0.0, "starting workers")
-            if not self._holds_template:
-                TEMPLATE.hold()
-                self._holds_template = True
-            TEMPLATE.prepare(
-                imports(p.thing for p in moving if p.device.kind == "cpu"), max(len(d.cores) for d in slices)
-            )
-        try:
-            for device in devices:
-                if device.id in places:
-                    continue
-                known = self._places.get(device.id)
-                if isinstance(known, Resident) or (isinstance(known, Worker) and known.cores == device.cores):
-                    places[device.id] = known
-                elif device.kind == "cpu":
-                    places[device.id] = worker = Worker(device.id, device.cores)
-                    worker.start()
-                else:
-                    places[device.id] = Resident(device.id, str(device.torch_device))
-        except BaseException:
-            self._drop({}, {}, places)
-            raise
-        return places
+    def _open_places(self, moving: Sequence[Placement], progress: Progress) -> dict[str, Place]:
+        """Places that are there already, and new ones."""
+        devices = {placement.device.id: placement.device for placement in moving}
+        known = {
+            name: place
+            for name, place in self._places.items()
+            if name in devices and self._makes.still(place, devices[name])
+        }
+        missing = [device for name, device in devices.items() if name not in known]
+        progress(0.0, "starting workers")
+        return {**known, **self._makes.open(missing, [placement.thing for placement in moving])}
 
     def _drop(
         self, functions: dict[int, Function], modules: dict[int, Module], places: dict[str, Place]
@@ -196,7 +180,7 @@ class LocalDeployment(Deployment):
             if self._closed or self._pid != os.getpid():
                 return []
             stale: list[str] = []
-            placements = bind(self._plan, self._namespace, stale)
+            placements = bind(self._plan, self._namespace, self._makes.check, stale)
             before = {placement.stage.id: placement for placement in self._placements}
             placements = [p for p in placements if self._alike(before.get(p.stage.id), p, stale)]
             things = {placement.stage.id: id(placement.thing) for placement in placements}
@@ -230,7 +214,7 @@ class LocalDeployment(Deployment):
     def _freshen(self) -> list[str]:
         lines = []
         for worker in self._places.values():
-            if isinstance(worker, Worker) and worker.alive and not worker.running:
+            if isinstance(worker, Remote) and worker.alive and not worker.running:
                 worker.start()
                 lines.append(f"the worker of {worker.device} had ended; it was started again")
         for module in self._modules.values():
@@ -279,8 +263,7 @@ class LocalDeployment(Deployment):
             self._functions, self._modules, self._places = {}, {}, {}
             if self._pid == os.getpid():
                 self._drop(functions, modules, places)
-                if self._holds_template:
-                    TEMPLATE.release()
+                self._makes.close()
             if failures:
                 raise GimletError(f"not everything could be restored: {failures[0]}") from failures[0]
 

@@ -24,7 +24,7 @@ from gimlet_lab.backends.ambient import ambient
 from gimlet_lab.backends.base import PLACED, Placed
 from gimlet_lab.backends.lookahead import Started, behind
 from gimlet_lab.backends.packing import describe, fingerprint, pack
-from gimlet_lab.backends.process import Worker, WorkerDiedError, emit
+from gimlet_lab.backends.remote import Remote, WorkerDiedError, emit
 from gimlet_lab.backends.trampoline import forget_frames, trampoline
 from gimlet_lab.backends.usage import Usage
 from gimlet_lab.boundary import Ledger
@@ -46,7 +46,7 @@ class Function:
         Of the notebook; it stays the object it is.
     original : function
         Its twin, which is never redirected.
-    worker : Worker
+    worker : Remote
     usage : Usage
     pure, idempotent : bool
         As declared.
@@ -56,7 +56,7 @@ class Function:
         self,
         function: types.FunctionType,
         original: types.FunctionType,
-        worker: Worker,
+        worker: Remote,
         usage: Usage,
         *,
         pure: bool,

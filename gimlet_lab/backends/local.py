@@ -2,62 +2,80 @@
 
 from __future__ import annotations
 
-from collections.abc import MutableMapping
+import os
+from collections.abc import Sequence
 from typing import Any
 
-from gimlet_lab.backends.base import Backend
-from gimlet_lab.backends.binding import Placement, bind
-from gimlet_lab.backends.deployment import LocalDeployment
-from gimlet_lab.model import Plan
-from gimlet_lab.progress import Progress, silent
+from gimlet_lab.backends.binding import imports
+from gimlet_lab.backends.places import Place, Places
+from gimlet_lab.backends.placing import PlacingBackend
+from gimlet_lab.backends.process import TEMPLATE, Worker
+from gimlet_lab.backends.resident import Resident
+from gimlet_lab.errors import GimletError
+from gimlet_lab.hardware.machine import cores
+from gimlet_lab.model import Device, Plan, Stage
 
 
-class LocalBackend(Backend):
+class LocalBackend(PlacingBackend):
     """Puts plans in force on this machine."""
 
     name = "local"
 
-    def deploy(
-        self, plan: Plan, namespace: MutableMapping[str, Any], *, progress: Progress = silent
-    ) -> LocalDeployment:
-        """Put a plan in force; see :meth:`Backend.deploy`."""
-        return LocalDeployment(plan, namespace, progress)
-
-    def diff(self, plan: Plan, namespace: MutableMapping[str, Any]) -> list[str]:
-        """Say what :meth:`deploy` would change, a line each; empty where nothing would."""
-        lines = []
-        copied: set[tuple[int, str]] = set()
-        for placement in bind(plan, namespace):
-            if not placement.elsewhere:
-                continue
-            what = (id(placement.thing), placement.device.id)
-            lines.append(_line(placement, again=what in copied))
-            copied.add(what)
-        return lines
+    def places(self) -> LocalPlaces:
+        """What makes the places of one deployment."""
+        return LocalPlaces()
 
 
-def _line(placement: Placement, again: bool) -> str:
-    stage, device = placement.stage, placement.device
-    where = f"{stage.device or 'cpu'} → {device.id}"
-    if stage.kind == "function":
-        how = "sent to a worker process"
-        more = [
-            word
-            for word, holds in (("pure", placement.pure), ("not repeatable", not placement.idempotent))
-            if holds
-        ]
-        kind = ", ".join(["function", *more])
-    else:
-        kind = f"{type(placement.thing).__name__}, {placement.role}"
-        tensors = {
-            t.untyped_storage().data_ptr(): t
-            for t in (*placement.thing.parameters(), *placement.thing.buffers())
-        }
-        nbytes = sum(t.untyped_storage().nbytes() for t in tensors.values())
-        how = "the same copy" if again else f"{nbytes / 1e6:,.0f} MB of weights copied"
-    cores = (
-        f" (core{'s' if len(device.cores) > 1 else ''} {', '.join(map(str, device.cores))})"
-        if device.kind == "cpu"
-        else ""
-    )
-    return f"{stage.id}: {stage.target} ({kind}) {where}{cores}; {how}"
+class LocalPlaces(Places):
+    """Workers for CPU slices, copies of modules on accelerators."""
+
+    def __init__(self) -> None:
+        self._holds_template = False
+
+    def check(self, plan: Plan, stage: Stage, device: Device) -> None:
+        """Check that a device is one of this machine that the stage can run on."""
+        if device.node:
+            raise GimletError(
+                f"plan {plan.id} puts {stage.id!r} on {device.id!r}, a device of a Ray cluster: "
+                "apply it with --backend ray"
+            )
+        if device.kind == "cpu" and not set(device.cores) <= set(cores()):
+            raise GimletError(
+                f"plan {plan.id} is for another machine: {device.id!r} has cores {device.cores}, "
+                f"this one {cores()}: advise again here"
+            )
+        if device.kind == "cpu" and not all(
+            hasattr(os, name) for name in ("fork", "memfd_create", "sched_setaffinity")
+        ):
+            raise GimletError(f"CPU slices need Linux: pin {stage.id!r} to 'cpu'")
+
+    def still(self, place: Place, device: Device) -> bool:
+        """Whether a place is the one that would be made for a device."""
+        return isinstance(place, Resident) or (isinstance(place, Worker) and place.cores == device.cores)
+
+    def open(self, devices: Sequence[Device], things: Sequence[Any]) -> dict[str, Place]:
+        """Make places: workers are forks of one template, which imports once for all."""
+        slices = [device for device in devices if device.kind == "cpu"]
+        if slices:
+            if not self._holds_template:
+                TEMPLATE.hold()
+                self._holds_template = True
+            TEMPLATE.prepare(imports(things), max(len(device.cores) for device in slices))
+        places: dict[str, Place] = {}
+        try:
+            for device in devices:
+                if device.kind == "cpu":
+                    places[device.id] = worker = Worker(device.id, device.cores)
+                    worker.start()
+                else:
+                    places[device.id] = Resident(device.id, str(device.torch_device))
+        except BaseException:
+            for place in places.values():
+                place.close()
+            raise
+        return places
+
+    def close(self) -> None:
+        """The last deployment to end ends the template."""
+        if self._holds_template:
+            TEMPLATE.release()

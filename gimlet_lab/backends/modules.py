@@ -19,7 +19,8 @@ from gimlet_lab.backends import caches
 from gimlet_lab.backends.ambient import ambient
 from gimlet_lab.backends.base import PLACED, Placed
 from gimlet_lab.backends.packing import Packed, describe, fingerprint, own_hooks, pack
-from gimlet_lab.backends.process import Worker, WorkerDiedError
+from gimlet_lab.backends.places import Place
+from gimlet_lab.backends.remote import Remote, WorkerDiedError
 from gimlet_lab.backends.resident import Resident
 from gimlet_lab.backends.trampoline import forget_frames
 from gimlet_lab.backends.usage import Usage
@@ -31,9 +32,6 @@ _keys = itertools.count()
 _versions = operator.attrgetter("_version")
 _pointers = operator.methodcaller("data_ptr")
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-
-
-Place = Worker | Resident
 
 
 @dataclass(frozen=True)
@@ -232,12 +230,12 @@ class Module:
             return "a torch mode is on, which would not see it"
         if call.cache is None:
             return None
-        if isinstance(place, Worker):
+        if isinstance(place, Remote):
             self._home(call)
         return caches.why_not(call.cache)
 
     def _remote(
-        self, worker: Worker, usage: Usage, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]
+        self, worker: Remote, usage: Usage, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[bool, Any]:
         started = time.perf_counter()
         cache = call.cache

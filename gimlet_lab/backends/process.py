@@ -1,9 +1,8 @@
-"""Worker processes as the kernel sees them: started, called, replaced when they die, and gone at the end."""
+"""Worker processes of this machine, forks of one template."""
 
 from __future__ import annotations
 
 import contextlib
-import itertools
 import os
 import signal
 import socket
@@ -15,16 +14,9 @@ from typing import Any
 
 from gimlet_lab.backends.channel import Channel, ChannelClosedError
 from gimlet_lab.backends.packing import Packed, pack, unpack
-from gimlet_lab.errors import GimletError
-
-#: A worker that died this often is not started again: it would die again.
-MAX_DEATHS = 3
+from gimlet_lab.backends.remote import Remote, WorkerDiedError
 
 _STOP_S = 5.0
-
-
-class WorkerDiedError(GimletError):
-    """A worker process ended while it was needed."""
 
 
 class Template:
@@ -156,7 +148,7 @@ class Template:
 TEMPLATE = Template()
 
 
-class Worker:
+class Worker(Remote):
     """One pinned process.
 
     Parameters
@@ -167,137 +159,54 @@ class Worker:
         What it is pinned to.
     """
 
-    _numbers = itertools.count()
-
     def __init__(self, device: str, cores: tuple[int, ...]) -> None:
-        self.device = device
+        super().__init__(device)
         self.cores = cores
-        self.deaths = 0
-        self.generation = 0
-        self.pid = 0
-        self.contents: dict[str, Packed] = {}
         self._channel: Channel | None = None
-        self._lock = threading.RLock()
         self._host = os.getpid()
-        self._closed = False
 
     @property
     def alive(self) -> bool:
-        """Whether it can be called: running, or to be started again by the next call."""
-        return not self._closed and self._host == os.getpid() and self.deaths < MAX_DEATHS
+        """Whether it can be called; never from a child of the kernel."""
+        return self._host == os.getpid() and super().alive
 
     @property
     def running(self) -> bool:
         """Whether there is a process."""
         return self._channel is not None
 
-    def start(self) -> None:
-        """Start the process and send it what it had before, where it died."""
-        with self._lock:
-            if self._channel is not None:
-                return
-            sock, self.pid = TEMPLATE.fork(self.cores)
-            self._channel = Channel(sock)
-            self.generation += 1
-            for packed in self.contents.values():
-                self._transact(packed)
+    def _open(self) -> None:
+        sock, self.pid = TEMPLATE.fork(self.cores)
+        self._channel = Channel(sock)
 
-    def ready(self) -> None:
-        """Start it again where it died, so that :attr:`generation` says who will answer."""
-        if self.alive:
-            self.start()
-
-    def keep(self, key: str, packed: Packed) -> None:
-        """Send it a module or a function, a packed ``("keep", key, object)``; again when it starts again."""
-        with self._lock:
-            self.start()
-            answer, _ = self._transact(packed)
-            if answer[0] != "ok":
-                raise GimletError(f"{self.device} could not load it: {_first_line(answer)}")
-            self.contents[key] = packed
-
-    def drop(self, key: str) -> None:
-        """Make it forget one."""
-        with self._lock:
-            if self.contents.pop(key, None) is not None and self._channel is not None:
-                self._transact(pack(("drop", key)))
-
-    def call(
+    def _exchange(
         self,
         packed: Packed,
-        find: Callable[[Any], Any] | None = None,
-        printed: list[tuple[str, str]] | None = None,
-    ) -> tuple[tuple[Any, ...], int]:
-        """Make one call, one at a time: the answer and its bytes.
-
-        Parameters
-        ----------
-        printed : list, optional
-            Takes what the call prints, as stream and text, in place of the streams.
-
-        Raises
-        ------
-        WorkerDiedError
-            If the process ends before it has answered.
-        """
-        with self._lock:
-            if not self.alive:
-                raise WorkerDiedError(f"{self.device} is gone")
-            self.start()
-            return self._transact(packed, find, printed)
-
-    def _transact(
-        self,
-        packed: Packed,
-        find: Callable[[Any], Any] | None = None,
-        printed: list[tuple[str, str]] | None = None,
+        unpacked: Callable[[Packed], tuple[Any, ...]],
+        print_out: Callable[[str, str], object],
     ) -> tuple[tuple[Any, ...], int]:
         channel = self._channel
         assert channel is not None
-        try:
-            channel.send(packed)
-            while True:
-                received = channel.receive()
-                answer: tuple[Any, ...] = unpack(received, find)
-                if answer[0] != "output":
-                    return answer, received.nbytes
-                if printed is None:
-                    emit(answer[1], answer[2])
-                else:
-                    printed.append((answer[1], answer[2]))
-        except ChannelClosedError:
-            self.deaths += 1
-            status = self._end()
-            raise WorkerDiedError(f"the worker of {self.device} {_how(status)}") from None
-        except BaseException:
-            # Ctrl-C, or an answer that cannot be read: where the conversation stands is not known any more.
-            self._end()
-            raise
+        channel.send(packed)
+        while True:
+            received = channel.receive()
+            answer = unpacked(received)
+            if answer[0] != "output":
+                return answer, received.nbytes
+            print_out(answer[1], answer[2])
 
-    def close(self) -> None:
-        """End the process; a call that runs is waited for."""
-        with self._lock:
-            self._closed = True
-            self._end()
-            self.contents = {}
-
-    def _end(self) -> int | None:
+    def _end(self) -> str:
         channel, self._channel = self._channel, None
         if channel is None:
-            return None
+            return _how(None)
         channel.close()
         if self._host != os.getpid():
-            return None
+            return _how(None)
         pid, self.pid = self.pid, 0
         # It ends by itself when its socket closes; but not while it is stuck, or stopped.
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
-        return TEMPLATE.ended(pid)
-
-
-def emit(stream: str, text: str) -> None:
-    """Print what a worker printed."""
-    (sys.stdout if stream == "stdout" else sys.stderr).write(text)
+        return _how(TEMPLATE.ended(pid))
 
 
 def _how(status: int | None) -> str:
@@ -307,9 +216,3 @@ def _how(status: int | None) -> str:
         name = signal.Signals(-status).name
         return f"was ended by {name}" + (" (out of memory?)" if status == -signal.SIGKILL else "")
     return f"ended with status {status}"
-
-
-def _first_line(answer: tuple[Any, ...]) -> str:
-    error = answer[1]
-    text = f"{type(error).__name__}: {error}" if isinstance(error, BaseException) else str(error)
-    return text.splitlines()[0] if text else text

@@ -121,6 +121,8 @@ class Device:
         Present on this machine or a connected one.
     resources : tuple of str
         What it occupies: devices that name a common entry never run at the same time.
+    node : str
+        Of a connected cluster: the node it is part of; empty on this machine.
     torch_device : str or None
         Where torch finds it (live devices only).
     cores : tuple of int
@@ -167,6 +169,7 @@ class Device:
     aliases: tuple[str, ...] = ()
     live: bool = False
     resources: tuple[str, ...] = ()
+    node: str = ""
     torch_device: str | None = None
     cores: tuple[int, ...] = ()
     details: Mapping[str, str] = field(default_factory=dict)
