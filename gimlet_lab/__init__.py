@@ -60,6 +60,8 @@ __all__ = [
     "advise",
     "alternatives",
     "apply",
+    "connect",
+    "disconnect",
     "dry_run",
     "estimate",
     "estimate_serving",
@@ -142,9 +144,62 @@ def fleet(*specs: str) -> Fleet:
     >>> [device.id for device in devices], devices.counts["h100-sxm"]
     (['h100-sxm', 't4'], 2)
     """
-    from gimlet_lab.hardware.fleet import fleet, local_fleet
+    from gimlet_lab.hardware.fleet import fleet, live_fleet
 
-    return fleet(*specs) if specs else local_fleet()
+    return fleet(*specs) if specs else live_fleet()
+
+
+def connect(
+    backend: str = "ray",
+    address: str | None = None,
+    *,
+    recalibrate: bool = False,
+    progress: Progress | None = None,
+) -> Fleet:
+    """Reach remote devices: from now on they are live devices, to be profiled on, planned for and placed on.
+
+    Parameters
+    ----------
+    backend : str
+        Whose devices: ``ray``.
+    address : str, optional
+        ``HOST:PORT`` of the cluster's head, or ``auto`` for the one on this machine; left out, a cluster of
+        this machine alone is started, which lets in only who has its token.
+    recalibrate : bool
+        Measure devices and links again.
+
+    Returns
+    -------
+    Fleet
+        The devices of this machine and of every other node, calibrated where they are, and the links.
+
+    Raises
+    ------
+    GimletError
+        If the backend's package is missing, or the cluster refuses; nothing is connected then.
+    """
+    from gimlet_lab import notebook
+    from gimlet_lab.backends import backend as find_backend
+    from gimlet_lab.progress import silent
+
+    chosen = find_backend(backend)
+    held = notebook.current()
+    if held is not None:
+        held.rollback()
+    return chosen.connect(address, recalibrate=recalibrate, progress=progress or silent)
+
+
+def disconnect() -> bool:
+    """Roll back the plan in force and leave what :func:`connect` reached; whether there was anything."""
+    from gimlet_lab import notebook
+    from gimlet_lab.backends import backend as find_backend
+    from gimlet_lab.backends import backends
+
+    held = notebook.current()
+    if held is not None:
+        held.rollback()
+    left = [find_backend(name).disconnect() for name in backends()]
+    return any(left)
 
 
 def advise(
@@ -204,7 +259,7 @@ def advise(
     """
     from gimlet_lab.advisor import advise
     from gimlet_lab.errors import UsageError
-    from gimlet_lab.hardware.fleet import local_fleet
+    from gimlet_lab.hardware.fleet import live_fleet
     from gimlet_lab.model import Run
     from gimlet_lab.progress import silent
 
@@ -216,7 +271,7 @@ def advise(
     report = progress or silent
     return advise(
         graph,
-        local_fleet(progress=report) if fleet is None else fleet,
+        live_fleet(progress=report) if fleet is None else fleet,
         name=name,
         measured_on=device,
         objective=objective,
@@ -234,7 +289,7 @@ def advise(
 
 def apply(
     plan: Plan,
-    backend: str = "local",
+    backend: str | None = None,
     namespace: MutableMapping[str, Any] | None = None,
     *,
     progress: Progress | None = None,
@@ -244,7 +299,8 @@ def apply(
     Parameters
     ----------
     plan : Plan
-    backend : str
+    backend : str, optional
+        Where left out: ``ray`` for a plan that uses devices of a cluster, else ``local``.
     namespace : mapping, optional
         Where the stages' functions and models are found; the notebook's, or the caller's globals.
 
@@ -267,6 +323,7 @@ def apply(
 
     from gimlet_lab import notebook
     from gimlet_lab.backends import backend as find_backend
+    from gimlet_lab.backends import backend_of
     from gimlet_lab.progress import silent
 
     held = notebook.current()
@@ -277,7 +334,9 @@ def apply(
         namespace = frame.f_back.f_globals if frame and frame.f_back else {}
     if held is not None:
         held.rollback()
-    deployment = find_backend(backend).deploy(plan, namespace, progress=progress or silent)
+    deployment = find_backend(backend or backend_of(plan)).deploy(
+        plan, namespace, progress=progress or silent
+    )
     if held is not None:
         held.deployment = deployment
     return deployment

@@ -154,10 +154,12 @@ def devices(notebook: Notebook, options: Namespace) -> Answer:
     """List the live devices."""
     from gimlet_lab.costs.measured import describe
     from gimlet_lab.hardware.discovery import local_devices
+    from gimlet_lab.hardware.fleet import connected_devices
     from gimlet_lab.render.text import devices_text
 
     with bar("calibrating") as progress:
         found = local_devices(progress=progress, long=options.calibrate)
+    found = (*found, *connected_devices())
     notebook.devices = found
     now = _readings({device.id for device in found})
     if options.json:
@@ -189,6 +191,29 @@ def fleet(notebook: Notebook, options: Namespace) -> Answer:
     if options.devices or options.price:
         notebook.fleet = fleet
     return said(devices_text(fleet.devices), fleet)
+
+
+def connect(notebook: Notebook, options: Namespace) -> Answer:
+    """Reach remote devices."""
+    import gimlet_lab
+    from gimlet_lab.render.text import devices_text
+
+    with bar("connecting") as progress:
+        fleet = gimlet_lab.connect(
+            options.backend, options.address, recalibrate=options.calibrate, progress=progress
+        )
+    notebook.devices = fleet.devices
+    notebook.fleet = None
+    return said(devices_text(fleet.devices), fleet)
+
+
+def disconnect(notebook: Notebook, _options: Namespace) -> Answer:
+    """Leave remote devices."""
+    import gimlet_lab
+
+    left = gimlet_lab.disconnect()
+    notebook.fleet = None
+    return said("disconnected: the live devices are this machine's" if left else "nothing is connected")
 
 
 def viewed(name: str) -> Callable[[Notebook, Namespace], Answer]:
@@ -237,14 +262,14 @@ def _by_stage(pairs: Iterable[tuple[str, str]], run: Run) -> dict[str, list[str]
 def apply(notebook: Notebook, options: Namespace) -> Answer:
     """Put a plan in force, or say what that would change."""
     import gimlet_lab
-    from gimlet_lab.backends import backend
+    from gimlet_lab.backends import backend, backend_of
 
     plan = notebook.find_plan(options.plan)
-    chosen = backend(options.backend)
+    chosen = backend(options.backend or backend_of(plan))
     if options.dry_run:
         return said("\n".join(chosen.diff(plan, notebook.namespace)) or "nothing would change", plan)
     with bar("apply") as progress:
-        deployment = gimlet_lab.apply(plan, options.backend, notebook.namespace, progress=progress)
+        deployment = gimlet_lab.apply(plan, chosen.name, notebook.namespace, progress=progress)
     placed = ", ".join(f"{stage} → {device}" for stage, device in plan.assignment.items())
     return said(f"plan {plan.id} in force ({placed}); %gimlet rollback undoes it", deployment)
 

@@ -245,6 +245,17 @@ def _declare_fleet(parser: Parser, _in_shell: bool) -> None:
     parser.add_argument("--price", choices=BASES, help="which price to plan with; rent where left out")
 
 
+def _declare_connect(parser: Parser, _in_shell: bool) -> None:
+    parser.add_argument("backend", metavar="BACKEND", help="ray")
+    parser.add_argument(
+        "address",
+        nargs="?",
+        metavar="ADDRESS",
+        help="HOST:PORT of the cluster's head, or auto; left out, one is started here",
+    )
+    parser.add_argument("--calibrate", action="store_true", help="measure devices and links again")
+
+
 def _declare_run(parser: Parser, in_shell: bool) -> None:
     parser.add_argument("run", **_optional(in_shell, "RUN"))
 
@@ -290,7 +301,7 @@ def _declare_advise(parser: Parser, in_shell: bool) -> None:
 
 def _declare_apply(parser: Parser, in_shell: bool) -> None:
     parser.add_argument("plan", **_optional(in_shell, "PLAN"))
-    parser.add_argument("--backend", default="local", metavar="NAME", help="where it runs: local")
+    parser.add_argument("--backend", metavar="NAME", help="local or ray; else what its devices ask for")
     parser.add_argument("--dry-run", action="store_true", help="only show what would change")
 
 
@@ -365,6 +376,10 @@ COMMANDS: dict[str, Command] = {
     "fleet": Command(
         "names the devices to plan for, present or not", _declare_fleet, actions.fleet, output=NOTEBOOK
     ),
+    "connect": Command(
+        "reaches remote devices: %%gimlet connect ray", _declare_connect, actions.connect, NOTEBOOK, NOTEBOOK
+    ),
+    "disconnect": Command("leaves them", _declare_nothing, actions.disconnect, NOTEBOOK),
     **{
         name: Command(summary, _declare_run, actions.viewed(name), output=NOTEBOOK)
         for name, summary in VIEWS.items()

@@ -145,10 +145,10 @@ class Notebook:
 
     def find_fleet(self, words: Sequence[str] = (), progress: Progress = silent) -> Fleet:
         """A fleet by a variable or a list of devices; the one named before, else the live devices."""
-        from gimlet_lab.hardware.fleet import fleet, local_fleet
+        from gimlet_lab.hardware.fleet import fleet, live_fleet
 
         if not words:
-            return self.fleet or local_fleet(progress=progress)
+            return self.fleet or live_fleet(progress=progress)
         held = self._variable(Fleet, words[0]) if len(words) == 1 else None
         return held or fleet(*words)
 

@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from gimlet_lab.backends.base import Backend, Deployment, backend, backends
+from gimlet_lab.backends.base import Backend, Deployment, backend, backend_of, backends
 
-__all__ = ["Backend", "Deployment", "backend", "backends"]
+__all__ = ["Backend", "Deployment", "backend", "backend_of", "backends"]

@@ -13,7 +13,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from gimlet_lab.errors import GimletError, UnknownNameError
-from gimlet_lab.model import Plan
+from gimlet_lab.model import Fleet, Plan
 from gimlet_lab.progress import Progress, silent
 
 GROUP = "gimlet_lab.backends"
@@ -101,6 +101,31 @@ class Backend(ABC):
     name: str
 
     @abstractmethod
+    def connect(
+        self, address: str | None = None, *, recalibrate: bool = False, progress: Progress = silent
+    ) -> Fleet:
+        """Reach the devices that it can use, calibrated where they are, and measure the links between them.
+
+        From then on they are live devices of this process, until :meth:`disconnect`.
+
+        Parameters
+        ----------
+        address : str, optional
+            Of what they belong to.
+        recalibrate : bool
+            Measure again what is known.
+
+        Raises
+        ------
+        GimletError
+            If they cannot be reached; nothing is connected then.
+        """
+
+    @abstractmethod
+    def disconnect(self) -> bool:
+        """Leave what was connected, with nothing in force there any more; whether there was anything."""
+
+    @abstractmethod
     def deploy(
         self, plan: Plan, namespace: MutableMapping[str, Any], *, progress: Progress = silent
     ) -> Deployment:
@@ -120,6 +145,12 @@ class Backend(ABC):
     @abstractmethod
     def diff(self, plan: Plan, namespace: MutableMapping[str, Any]) -> list[str]:
         """Say what :meth:`deploy` would change, a line each; empty where nothing would."""
+
+
+def backend_of(plan: Plan) -> str:
+    """The name of the backend that a plan's devices ask for."""
+    nodes = {device.id: device.node for device in plan.fleet}
+    return "ray" if any(nodes.get(device) for device in plan.assignment.values()) else "local"
 
 
 def backends() -> list[str]:

@@ -12,14 +12,28 @@ from gimlet_lab.backends.placing import PlacingBackend
 from gimlet_lab.backends.process import TEMPLATE, Worker
 from gimlet_lab.backends.resident import Resident
 from gimlet_lab.errors import GimletError
+from gimlet_lab.hardware.fleet import local_fleet
 from gimlet_lab.hardware.machine import cores
-from gimlet_lab.model import Device, Plan, Stage
+from gimlet_lab.model import Device, Fleet, Plan, Stage
+from gimlet_lab.progress import Progress, silent
 
 
 class LocalBackend(PlacingBackend):
     """Puts plans in force on this machine."""
 
     name = "local"
+
+    def connect(
+        self, address: str | None = None, *, recalibrate: bool = False, progress: Progress = silent
+    ) -> Fleet:
+        """The devices of this machine, which are always there; see :meth:`Backend.connect`."""
+        if address is not None:
+            raise GimletError(f"the local backend is this machine, and has no address {address!r}")
+        return local_fleet(recalibrate=recalibrate, progress=progress)
+
+    def disconnect(self) -> bool:
+        """Do nothing: this machine stays."""
+        return False
 
     def places(self) -> LocalPlaces:
         """What makes the places of one deployment."""

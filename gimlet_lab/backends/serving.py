@@ -11,12 +11,12 @@ import threading
 import traceback
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 from gimlet_lab.backends.ambient import applied
-from gimlet_lab.backends.channel import Channel
 from gimlet_lab.backends.packing import Packed, describe, fingerprint, pack, unpack
 from gimlet_lab.backends.replicas import Replicas
+from gimlet_lab.backends.resident import to
 
 #: Found out about a module, and about a function, by the parts of what is compared before and after a call.
 _KEEPS = ("it keeps state from call to call", "it draws random numbers")
@@ -29,6 +29,13 @@ _MISSING = (NameError, ImportError)
 _OUTPUT_CHARACTERS = 8192
 
 
+class Sends(Protocol):
+    """Takes messages."""
+
+    def send(self, packed: Packed) -> None:
+        """Take one."""
+
+
 class NeedsHostError(Exception):
     """A call that, as it turned out, can only be made where the notebook is."""
 
@@ -38,31 +45,41 @@ class NotMadeError(NeedsHostError):
 
 
 class Server:
-    """Modules and functions by key, and the calls of them."""
+    """Modules and functions by key, and the calls of them.
 
-    def __init__(self, channel: Channel) -> None:
-        self.channel = channel
+    Parameters
+    ----------
+    channel
+        Takes what is printed; of a worker of this machine, the messages too.
+    device : str
+        torch's name of where modules are.
+    far : bool
+        On another machine, which has other files.
+    """
+
+    def __init__(self, channel: Sends, device: str = "cpu", *, far: bool = False) -> None:
+        self.device = device
+        self.far = far
         self.outputs = _Output(channel, "stdout"), _Output(channel, "stderr")
         self.objects: dict[str, Any] = {}
         self.digests: dict[str, Any] = {}
-        self.caches = Replicas(f"worker {os.getpid()}")
+        self.caches = Replicas(f"worker {os.getpid()}", device)
 
-    def serve(self) -> None:
-        """Answer until the host closes."""
+    def take_streams(self) -> None:
+        """Send on what is printed from now on."""
         sys.stdout, sys.stderr = cast(Any, self.outputs)
         sys.stdin = cast(Any, _NoInput())
-        while True:
-            # Nothing of the call before may stay referenced here: its memory is to be used again.
-            self._answer(self.channel.receive())
 
-    def _answer(self, packed: Packed) -> None:
+    def reply(self, packed: Packed) -> Packed:
+        """Answer one message; what it prints is sent before."""
+        # Nothing of the call before may stay referenced here: its memory is to be used again.
         try:
             reply, counts = self._reply(packed), True
         except BaseException as error:  # noqa: BLE001 - whatever the function raised belongs to the caller
-            reply, counts = _failure(error)
+            reply, counts = _failure(error, self.far)
         for output in self.outputs:
             output.end(counts)
-        self.channel.send(reply)
+        return reply
 
     def _reply(self, packed: Packed) -> Packed:
         self.caches.begin()
@@ -75,9 +92,11 @@ class Server:
         if command == "function":
             return self._function(*values)
         key = values[0]
+        if command == "echo":
+            return pack(("ok", key))
         self.digests.pop(key, None)
         if command == "keep":
-            self.objects[key] = _registered(values[1])
+            self.objects[key] = self._put(_registered(values[1]))
         else:
             self.objects.pop(key, None)
         return pack(("ok", None))
@@ -97,7 +116,7 @@ class Server:
         try:
             before = _mark(module) if first else None, _dice()
             with applied(settings):
-                result = module(*args, **kwargs)
+                result = self._run(module, args, kwargs)
             after = _mark(module) if first else None, _dice()
             _compare(before, after)
             self.digests[key] = True
@@ -116,7 +135,7 @@ class Server:
         check: bool,
         repeatable: bool,
     ) -> Packed:
-        if folder != str(Path.cwd()):
+        if folder != str(Path.cwd()) and (Path(folder).is_dir() or not self.far):
             os.chdir(folder)
         for output in self.outputs:
             output.held = check
@@ -137,6 +156,14 @@ class Server:
             if argument is result and not isinstance(result, str | int | float | bool | None):
                 return pack(("argument", position, changes))
         return _packed("ok", result, changes)
+
+    def _put(self, kept: Any) -> Any:
+        return kept.to(self.device) if self.device != "cpu" and hasattr(kept, "forward") else kept
+
+    def _run(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if self.device == "cpu":
+            return module(*args, **kwargs)
+        return to(module(*to(args, self.device), **to(kwargs, self.device)), "cpu")
 
     def _state(self, key: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any, Any]:
         """What a function may change and not return: its arguments, what else it reads, dice."""
@@ -190,7 +217,7 @@ def _packed(kind: str, result: object, *more: Any, name: Callable[[Any], Any] | 
         raise NeedsHostError(f"its result cannot travel: {describe(error)}") from None
 
 
-def _failure(error: BaseException) -> tuple[Packed, bool]:
+def _failure(error: BaseException, far: bool) -> tuple[Packed, bool]:
     """The error as it will reach the caller, and whether it is the function's own; else the host tries."""
     if isinstance(error, NotMadeError):
         return pack(("host", str(error))), False
@@ -201,7 +228,7 @@ def _failure(error: BaseException) -> tuple[Packed, bool]:
         for frame in traceback.extract_tb(error.__traceback__)
         if frame.filename != __file__
     ]
-    if isinstance(error, _MISSING):
+    if isinstance(error, _MISSING) or (far and isinstance(error, FileNotFoundError)):
         return pack(("redo", f"there it fails with {describe(error)}")), False
     try:
         packed = pack(("error", error.with_traceback(None), frames))
@@ -220,7 +247,7 @@ class _Output:
     encoding = "utf-8"
     errors = "replace"
 
-    def __init__(self, channel: Channel, name: str) -> None:
+    def __init__(self, channel: Sends, name: str) -> None:
         self.channel = channel
         self.name = name
         self.held = True

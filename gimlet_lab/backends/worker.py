@@ -102,8 +102,11 @@ def _begin(sock: socket.socket, watched: int | None, cores: tuple[int, ...]) -> 
         if "torch" in sys.modules:
             sys.modules["torch"].set_num_threads(len(cores))
         threading.Thread(target=_follow, args=(sock, watched), daemon=True).start()
-        Server(Channel(sock)).serve()
-        status = 0
+        channel = Channel(sock)
+        server = Server(channel)
+        server.take_streams()
+        while True:
+            channel.send(server.reply(channel.receive()))
     except ChannelClosedError:
         status = 0
     except BaseException:  # noqa: BLE001 - this is the end of the process; nothing above may run twice

@@ -35,7 +35,8 @@ def fleet(*specs: str, local: tuple[Device, ...] | None = None, progress: Progre
         ``"h100-sxm:2"``, ``"cpu"``, ``"cpu/0"``; several in one by spaces or commas. Without a count there is
         one; naming a device again adds to its count. Live devices go before the catalogue's of that name.
     local : tuple of Device, optional
-        The devices of this machine; discovered and calibrated where left out and one of them is named.
+        The live devices; where left out and one of them is named: those of this machine, discovered and
+        calibrated, and what is connected.
 
     Raises
     ------
@@ -55,7 +56,10 @@ def fleet(*specs: str, local: tuple[Device, ...] | None = None, progress: Progre
         counts[name] = counts.get(name, 0) + count
     if not counts:
         raise UsageError("a fleet needs a device: for example 'h100-sxm:2 cpu'")
-    if local is None:
+    connected = _connected[0] if _connected and local is None else None
+    if connected is not None:
+        local = connected.devices
+    elif local is None:
         needed = any(_maybe_live(name) for name in counts)
         local = discovery.local_devices(progress=progress) if needed else ()
     chosen: dict[str, Device] = {}
@@ -67,17 +71,44 @@ def fleet(*specs: str, local: tuple[Device, ...] | None = None, progress: Progre
             raise UsageError(f"{device.id!r} is one device of this machine, not {total[device.id]}")
         chosen[device.id] = device
     devices = tuple(chosen.values())
-    return Fleet(devices, total, links(devices))
+    measured = {(one.src, one.dst): one for one in connected.links} if connected is not None else {}
+    rest = {(one.src, one.dst): one for one in links(devices)}
+    between = {pair: one for pair, one in (rest | measured).items() if set(pair) <= set(chosen)}
+    return Fleet(devices, total, tuple(between.values()))
 
 
-def local_fleet(*, progress: Progress = silent) -> Fleet:
+def local_fleet(*, recalibrate: bool = False, progress: Progress = silent) -> Fleet:
     """The devices of this machine, calibrated, one of each.
 
     Cards that torch cannot use are left out: nothing can be placed on them.
     """
-    found = discovery.local_devices(progress=progress)
+    found = discovery.local_devices(recalibrate=recalibrate, progress=progress)
     devices = tuple(device for device in found if device.torch_device is not None)
     return Fleet(devices, {device.id: 1 for device in devices}, links(devices))
+
+
+#: What a backend has connected: devices of this machine and others, with the links between them.
+_connected: list[Fleet] = []
+
+
+def connect(fleet: Fleet) -> None:
+    """From now on these are the live devices of this process."""
+    _connected[:] = [fleet]
+
+
+def disconnect() -> None:
+    """From now on the live devices are those of this machine."""
+    _connected.clear()
+
+
+def connected_devices() -> tuple[Device, ...]:
+    """Devices of connected nodes, which are not this machine."""
+    return tuple(device for fleet in _connected for device in fleet if device.node)
+
+
+def live_fleet(*, progress: Progress = silent) -> Fleet:
+    """The live devices, local and connected."""
+    return _connected[0] if _connected else local_fleet(progress=progress)
 
 
 def parse(*specs: str) -> list[tuple[str, int]]:

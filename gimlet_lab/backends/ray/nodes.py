@@ -1,0 +1,153 @@
+"""Devices of a cluster's nodes, and what lies between them and this process."""
+
+from __future__ import annotations
+
+import itertools
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from gimlet_lab.backends.packing import pack
+from gimlet_lab.backends.ray.cluster import Cluster, Node
+from gimlet_lab.backends.ray.worker import RayWorker
+from gimlet_lab.model import Device, Fleet, Link
+from gimlet_lab.progress import Progress, silent
+
+#: A message that costs its way only, and how often it is sent.
+_SMALL_BYTES, _ROUNDS = 64, 40
+
+#: A message that costs its bytes, and how often it is sent. Above what Ray moves inside its calls.
+_LARGE_BYTES, _LARGE_ROUNDS = 16 * 2**20, 3
+
+#: How long a node may take to measure its devices.
+_MEASURE_S = 300.0
+
+
+def devices(
+    cluster: Cluster, node: Node, *, recalibrate: bool = False
+) -> tuple[tuple[Device, ...], list[Link]]:
+    """Devices of a node, calibrated there, and the links between them; named after the node.
+
+    Raises
+    ------
+    GimletError
+        If the node does not answer, or has other versions than this process.
+    """
+    cluster.check(node)
+    found = Fleet.from_json(cluster.ask(node, _measured, recalibrate, timeout_s=_MEASURE_S))
+    named = tuple(_named(device, node) for device in found)
+    links = [replace(one, src=_id(one.src, node), dst=_id(one.dst, node)) for one in found.links]
+    return named, links
+
+
+def _measured(recalibrate: bool) -> dict[str, Any]:
+    """Runs on the node."""
+    from gimlet_lab.hardware.discovery import local_devices
+    from gimlet_lab.hardware.fleet import links
+
+    usable = tuple(one for one in local_devices(recalibrate=recalibrate) if one.torch_device is not None)
+    return Fleet(usable, {one.id: 1 for one in usable}, links(usable)).to_json()
+
+
+def _id(device: str, node: Node) -> str:
+    return f"{node.name}/{device}"
+
+
+def _named(device: Device, node: Node) -> Device:
+    return replace(
+        device,
+        id=_id(device.id, node),
+        name=f"{device.name} of {node.name}",
+        aliases=(),
+        resources=tuple(f"{node.name}/{resource}" for resource in device.resources),
+        node=node.id,
+        peers={_id(peer, node): rate for peer, rate in device.peers.items()},
+    )
+
+
+def measure_link(
+    cluster: Cluster, node: Node, clock: Callable[[], float] = time.perf_counter
+) -> tuple[float, float]:
+    """What a call between this process and a node costs: seconds one way, and bytes per second.
+
+    Measured by messages to a worker there and back, by the very path that a plan's calls take: packed here,
+    through Ray, unpacked there.
+    """
+    worker = RayWorker(cluster, f"{node.name}/cpu", node.id, ())
+    try:
+        worker.start()
+
+        def seconds(nbytes: int, rounds: int) -> list[float]:
+            message = pack(("echo", np.zeros(nbytes, dtype=np.uint8)))
+            taken = []
+            for _ in range(rounds):
+                started = clock()
+                worker.call(message)
+                taken.append(clock() - started)
+            return taken
+
+        seconds(_SMALL_BYTES, _ROUNDS // 4)
+        small = statistics.median(seconds(_SMALL_BYTES, _ROUNDS))
+        seconds(_LARGE_BYTES, 1)
+        large = statistics.median(seconds(_LARGE_BYTES, _LARGE_ROUNDS))
+    finally:
+        worker.close()
+    return small / 2, 2 * _LARGE_BYTES / max(large - small, 1e-9)
+
+
+def fleet(cluster: Cluster, local: Fleet, *, recalibrate: bool = False, progress: Progress = silent) -> Fleet:
+    """The devices of this machine and of all other nodes, with the links between them.
+
+    A plan's calls start from this process and their results come back to it, so that what goes from node to
+    node goes through here.
+
+    Raises
+    ------
+    GimletError
+        If a node cannot take part; says which, and what to do there.
+    """
+    others = [node for node in cluster.nodes() if not node.here]
+    found, ways = list(local.devices), {device.id: _to_host(device, local.links) for device in local}
+    for done, node in enumerate(others):
+        progress(done / len(others), f"measuring {node.name}")
+        there, between = devices(cluster, node, recalibrate=recalibrate)
+        way = measure_link(cluster, node)
+        found += there
+        ways.update({device.id: _from_host(way, device, between, node) for device in there})
+    joined = tuple(
+        _joined(first.id, second.id, ways)
+        for first, second in itertools.permutations(found, 2)
+        if first.node or second.node
+    )
+    return Fleet(tuple(found), {device.id: 1 for device in found}, (*local.links, *joined))
+
+
+def _from_host(
+    way: tuple[float, float], device: Device, between: Sequence[Link], node: Node
+) -> tuple[float, float]:
+    """To an accelerator of a node it is one link more."""
+    if device.is_host:
+        return way
+    last = next((one for one in between if one.src == _id("cpu", node) and one.dst == device.id), None)
+    return way if last is None else _sum(way, (last.latency_s, last.bytes_per_s))
+
+
+def _to_host(device: Device, links: Sequence[Link]) -> tuple[float, float]:
+    """From this process to one of this machine's own devices."""
+    if device.id == "cpu":
+        return 0.0, float("inf")
+    one = next((link for link in links if link.src == "cpu" and link.dst == device.id), None)
+    return (0.0, float("inf")) if one is None else (one.latency_s, one.bytes_per_s)
+
+
+def _joined(src: str, dst: str, ways: Mapping[str, tuple[float, float]]) -> Link:
+    latency_s, rate = _sum(ways[src], ways[dst])
+    return Link(src, dst, rate, latency_s, "measured through Ray")
+
+
+def _sum(first: tuple[float, float], second: tuple[float, float]) -> tuple[float, float]:
+    return first[0] + second[0], 1 / (1 / first[1] + 1 / second[1])
