@@ -37,7 +37,7 @@ def test_backends_are_found_by_name():
         backend("lokal")
 
 
-def test_a_function_runs_elsewhere_and_stays_the_function_it_is():
+def test_a_function_runs_elsewhere_and_stays_the_function_it_is(placer):
     book = notebook(
         "import os\n"
         "shift = 3\n"
@@ -54,7 +54,7 @@ def test_a_function_runs_elsewhere_and_stays_the_function_it_is():
         dict(vars(where)),
     )
     code, expected = where.__code__, where(1, 7, 8, z=9, q=4)
-    with LOCAL.deploy(functions(where="cpu_1"), book) as deployment:
+    with placer.deploy(functions(where="cpu_1"), book) as deployment:
         assert book["where"] is where
         assert (
             inspect.signature(where),
@@ -78,7 +78,7 @@ def test_a_function_runs_elsewhere_and_stays_the_function_it_is():
     assert where(1, 7, 8, z=9, q=4) == expected
 
 
-def test_closures_methods_and_recursion():
+def test_closures_methods_and_recursion(placer):
     book = notebook(
         "import os\n"
         "def make(k):\n"
@@ -92,7 +92,7 @@ def test_closures_methods_and_recursion():
     )
     book["run"] = book["Tool"].run
     tool = book["Tool"]()
-    with LOCAL.deploy(functions(inner="cpu_0", factorial="cpu_1", run="cpu_1"), book) as deployment:
+    with placer.deploy(functions(inner="cpu_0", factorial="cpu_1", run="cpu_1"), book) as deployment:
         assert book["inner"](1)[0] == 11
         assert book["inner"](1)[1] != os.getpid()
         assert book["factorial"](10) == 3628800
@@ -105,7 +105,7 @@ def test_closures_methods_and_recursion():
         }
 
 
-def test_arrays_and_tensors_travel_unchanged():
+def test_arrays_and_tensors_travel_unchanged(placer):
     torch = pytest.importorskip("torch")
     book = notebook("def same(x): return [x, x]\n")
     big = np.random.default_rng(0).normal(size=(700, 600))
@@ -125,7 +125,7 @@ def test_arrays_and_tensors_travel_unchanged():
         torch.tensor([True, False]),
         torch.nn.Parameter(torch.ones(2)),
     ]
-    with LOCAL.deploy(functions(same="cpu_0"), book) as deployment:
+    with placer.deploy(functions(same="cpu_0"), book) as deployment:
         for value in values:
             one, two = book["same"](value)
             assert one is two
@@ -145,7 +145,7 @@ def test_arrays_and_tensors_travel_unchanged():
     assert (kept == big).all()
 
 
-def test_what_it_prints_and_raises_reaches_the_cell(capsys):
+def test_what_it_prints_and_raises_reaches_the_cell(placer, capsys):
     book = notebook(
         "import sys\n"
         "class Odd(Exception):\n"
@@ -158,7 +158,7 @@ def test_what_it_prints_and_raises_reaches_the_cell(capsys):
         "    return x\n"
     )
     mine = book["Mine"]
-    with LOCAL.deploy(functions(tool="cpu_0"), book) as deployment:
+    with placer.deploy(functions(tool="cpu_0"), book) as deployment:
         assert book["tool"](0) == 0
         assert capsys.readouterr() == ("out 0\n", "err\n")
         with pytest.raises(mine, match="bad x") as caught:
@@ -176,7 +176,7 @@ def test_what_it_prints_and_raises_reaches_the_cell(capsys):
         assert "its error cannot travel" in str(deployment.refresh())
 
 
-def test_classes_of_the_notebook_stay_the_notebooks():
+def test_classes_of_the_notebook_stay_the_notebooks(placer):
     book = notebook(
         "class Point:\n"
         "    def __init__(self, x): self.x = x\n"
@@ -184,7 +184,7 @@ def test_classes_of_the_notebook_stay_the_notebooks():
         "def move(p): return p.double()\n"
     )
     point, double = book["Point"], book["Point"].double
-    with LOCAL.deploy(functions(move="cpu_0"), book) as deployment:
+    with placer.deploy(functions(move="cpu_0"), book) as deployment:
         moved = book["move"](point(4))
         assert type(moved) is point
         assert moved.x == 8
@@ -192,7 +192,7 @@ def test_classes_of_the_notebook_stay_the_notebooks():
         assert deployment.stats()["move"]["on_host"] == {}
 
 
-def test_changes_of_arguments_state_and_dice_are_never_lost():
+def test_changes_of_arguments_state_and_dice_are_never_lost(placer):
     book = notebook(
         "import random\n"
         "import numpy as np\n"
@@ -208,7 +208,7 @@ def test_changes_of_arguments_state_and_dice_are_never_lost():
         "def legacy(): return np.random.rand()\n"
     )
     names = ("append", "remember", "count", "fill", "dice", "legacy")
-    with LOCAL.deploy(functions(**dict.fromkeys(names, "cpu_0")), book) as deployment:
+    with placer.deploy(functions(**dict.fromkeys(names, "cpu_0")), book) as deployment:
         items = []
         assert [book["append"](items) for _ in range(3)] == [1, 2, 3]
         assert items == [1, 1, 1]
@@ -235,9 +235,9 @@ def test_changes_of_arguments_state_and_dice_are_never_lost():
         assert deployment.refresh() == []  # said once
 
 
-def test_what_the_notebook_changes_between_calls_is_seen():
+def test_what_the_notebook_changes_between_calls_is_seen(placer):
     book = notebook("table = [1]\ndef helper(x): return x + len(table)\ndef look(x): return helper(x)\n")
-    with LOCAL.deploy(functions(look="cpu_1"), book) as deployment:
+    with placer.deploy(functions(look="cpu_1"), book) as deployment:
         assert book["look"](0) == 1
         book["table"].append(2)
         assert book["look"](0) == 2
@@ -249,7 +249,7 @@ def test_what_the_notebook_changes_between_calls_is_seen():
         assert deployment.stats()["look"]["on_host"] == {}
 
 
-def test_what_cannot_travel_runs_on_the_host():
+def test_what_cannot_travel_runs_on_the_host(placer):
     book = notebook(
         "import threading, os\n"
         "def lock(x): return os.getpid()\n"
@@ -258,7 +258,7 @@ def test_what_cannot_travel_runs_on_the_host():
     )
     book["__builtins__"] = dict(vars(__import__("builtins")))
     book["__builtins__"]["get_ipython_is_not_there"] = lambda: "here"
-    with LOCAL.deploy(functions(lock="cpu_0", give="cpu_0", ask="cpu_0"), book) as deployment:
+    with placer.deploy(functions(lock="cpu_0", give="cpu_0", ask="cpu_0"), book) as deployment:
         assert book["lock"](threading.Lock()) == os.getpid()
         assert book["lock"](1) != os.getpid()
         assert isinstance(book["give"](), type(threading.Lock()))
@@ -269,7 +269,7 @@ def test_what_cannot_travel_runs_on_the_host():
         assert "its result cannot travel" in next(iter(stats["give"]["on_host"]))
 
 
-def test_async_functions_run_at_the_same_time(tmp_path):
+def test_async_functions_run_at_the_same_time(placer, tmp_path):
     book = notebook(
         "import asyncio, os, pathlib, time\n"
         "async def meet(mine, other):\n"
@@ -284,13 +284,13 @@ def test_async_functions_run_at_the_same_time(tmp_path):
     async def both():
         return await asyncio.gather(book["meet"](a, b), book["too"](b, a))
 
-    with LOCAL.deploy(functions(meet="cpu_0", too="cpu_1"), book):
+    with placer.deploy(functions(meet="cpu_0", too="cpu_1"), book):
         assert inspect.iscoroutinefunction(book["meet"])
         pids = asyncio.run(asyncio.wait_for(both(), 60))
     assert len({*pids, os.getpid()}) == 3
 
 
-def test_threads_of_the_program_run_at_the_same_time(tmp_path):
+def test_threads_of_the_program_run_at_the_same_time(placer, tmp_path):
     book = notebook(
         "import pathlib, time\n"
         "def left(mine, other):\n"
@@ -300,7 +300,7 @@ def test_threads_of_the_program_run_at_the_same_time(tmp_path):
         "def right(mine, other): return left(mine, other)\n"
     )
     a, b = str(tmp_path / "a"), str(tmp_path / "b")
-    with LOCAL.deploy(functions(left="cpu_0", right="cpu_1"), book):
+    with placer.deploy(functions(left="cpu_0", right="cpu_1"), book):
         results = []
         threads = [
             threading.Thread(target=lambda: results.append(book["left"](a, b))),
@@ -334,11 +334,11 @@ def _pure(**where):
     return plan(*((function(name, pure=True), place.replace("_", "/")) for name, place in where.items()))
 
 
-def test_pure_stages_run_side_by_side(tmp_path, capsys):
+def test_pure_stages_run_side_by_side(placer, tmp_path, capsys):
     # Each waits for the other: one after the other would never end.
     book = notebook(LOOK_AHEAD)
     a, b = str(tmp_path / "a"), str(tmp_path / "b")
-    with LOCAL.deploy(_pure(one="cpu_0", two="cpu_1"), book) as deployment:
+    with placer.deploy(_pure(one="cpu_0", two="cpu_1"), book) as deployment:
         assert book["together"](a, b) == (a, a)
         assert capsys.readouterr().out == "two\n"
         assert deployment.stats()["two"]["started_ahead"] == 1
@@ -348,7 +348,7 @@ def test_pure_stages_run_side_by_side(tmp_path, capsys):
         assert (book["x"], book["y"]) == (book["a"], book["a"])
 
 
-def test_looking_ahead_is_never_wrong():
+def test_looking_ahead_is_never_wrong(placer):
     book = notebook(
         "def one(x): return x + 1\n"
         "def two(x, k=1): print('two', x); return x * 10 + k\n"
@@ -395,13 +395,13 @@ def test_looking_ahead_is_never_wrong():
         ("replaced", 1),
     ]
     expected = [book[name](*args) for name, *args in calls]
-    with LOCAL.deploy(_pure(one="cpu_0", two="cpu_1"), book) as deployment:
+    with placer.deploy(_pure(one="cpu_0", two="cpu_1"), book) as deployment:
         assert [book[name](*args) for name, *args in calls] == expected
         assert deployment.stats()["two"]["started_ahead"] == 4  # raising, constants, twice in branch
         assert deployment.refresh() == []
 
 
-def test_a_call_ahead_prints_when_it_is_made_or_never(capsys):
+def test_a_call_ahead_prints_when_it_is_made_or_never(placer, capsys):
     book = notebook(
         "def one(x):\n"
         "    if x is None: raise ValueError('one')\n"
@@ -411,7 +411,7 @@ def test_a_call_ahead_prints_when_it_is_made_or_never(capsys):
         "    b = two(3)\n"
         "    return b\n"
     )
-    with LOCAL.deploy(_pure(one="cpu_0", two="cpu_1"), book):
+    with placer.deploy(_pure(one="cpu_0", two="cpu_1"), book):
         with pytest.raises(ValueError, match="one"):
             book["run"](None)
         assert capsys.readouterr().out == ""
@@ -419,11 +419,12 @@ def test_a_call_ahead_prints_when_it_is_made_or_never(capsys):
         assert capsys.readouterr().out == "two\n"
 
 
-def test_a_worker_killed_in_the_middle_of_a_call(tmp_path):
+def test_a_worker_killed_in_the_middle_of_a_call(placer, tmp_path):
     book = notebook(
         "import os, pathlib, time\n"
         "def slow(path):\n"
         "    if os.getpid() == host: return 'host'\n"
+        "    if pathlib.Path(path).exists(): return 'the next worker'\n"
         "    pathlib.Path(path).write_text(str(os.getpid()))\n"
         "    while not pathlib.Path(path + '.go').exists(): time.sleep(0.001)\n"
         "    return 'worker'\n"
@@ -439,29 +440,36 @@ def test_a_worker_killed_in_the_middle_of_a_call(tmp_path):
         os.kill(int(Path(path).read_text()), 9)
 
     placed = plan((function("slow"), "cpu/0"), (function("once", idempotent=False), "cpu/0"))
-    with LOCAL.deploy(placed, book) as deployment:
+    with placer.deploy(placed, book) as deployment:
         killer = threading.Thread(target=kill)
         killer.start()
-        assert book["slow"](path) == "host"
+        assert book["slow"](path) == "the next worker"
         killer.join()
-        assert "SIGKILL" in next(iter(deployment.stats()["slow"]["on_host"]))
-        assert deployment.refresh() == ["the worker of cpu/0 had ended; it was started again"]
-        (tmp_path / "pid.go").touch()
-        assert book["slow"](path) == "worker"
+        stats = deployment.stats()["slow"]
+        assert (stats["calls"], stats["on_host"], sum(stats["lost"].values())) == (1, {}, 1)
+        assert [entry.outcome for entry in deployment.journal()] == ["lost", "done"]
         # What may not run twice is an error that says so.
-        (tmp_path / "pid.go").unlink()
         (tmp_path / "pid").unlink()
         killer = threading.Thread(target=kill)
         killer.start()
         with pytest.raises(GimletError, match=r"idempotent=False.*not tried again"):
             book["once"](path)
         killer.join()
+        assert deployment.refresh() == ["the worker of cpu/0 had ended; it was started again"]
 
 
-def test_a_stage_declared_after_the_profile_counts():
+def test_what_ends_every_worker_does_not_end_the_kernel(placer):
+    book = notebook("import os\ndef deadly(): os.kill(os.getpid(), 9)\ndef fine(): return 3\n")
+    with placer.deploy(functions(deadly="cpu_0", fine="cpu_0"), book):
+        with pytest.raises(GimletError, match="while it ran deadly, and so was the one before"):
+            book["deadly"]()
+        assert book["fine"]() == 3
+
+
+def test_a_stage_declared_after_the_profile_counts(placer):
     book = notebook("state = []\ndef grow(x):\n    state.append(x)\n    return len(state)\n")
     stage(book["grow"], idempotent=False)
-    with LOCAL.deploy(functions(grow="cpu_0"), book) as deployment:
+    with placer.deploy(functions(grow="cpu_0"), book) as deployment:
         # It runs once, there; that its change is lost is said, and it does not happen again.
         assert book["grow"](1) == 1
         assert "which was lost once" in str(deployment.refresh())
@@ -469,10 +477,10 @@ def test_a_stage_declared_after_the_profile_counts():
         assert book["state"] == [1]
 
 
-def test_a_function_defined_again_is_rebound():
+def test_a_function_defined_again_is_rebound(placer):
     book = notebook("import os\ndef tool(x): return x, os.getpid()\n")
     old = book["tool"]
-    with LOCAL.deploy(functions(tool="cpu_0"), book) as deployment:
+    with placer.deploy(functions(tool="cpu_0"), book) as deployment:
         cell(book, "def tool(x): return -x, os.getpid()\n")
         assert book["tool"](1) == (-1, os.getpid())
         assert deployment.refresh() == ["tool was defined again: tool runs on cpu/0 again"]
@@ -492,9 +500,9 @@ def test_a_function_defined_again_is_rebound():
         assert book["tool"](1) != os.getpid()
 
 
-def test_migrating_keeps_what_stays():
+def test_migrating_keeps_what_stays(placer):
     book = notebook("import os\ndef a(): return os.getpid()\ndef b(): return os.getpid()\n")
-    with LOCAL.deploy(functions(a="cpu_0", b="cpu_0"), book) as deployment:
+    with placer.deploy(functions(a="cpu_0", b="cpu_0"), book) as deployment:
         first = book["a"]()
         assert book["b"]() == first
         deployment.migrate(functions(a="cpu_0", b="cpu_1"))
@@ -524,11 +532,11 @@ def test_migrating_keeps_what_stays():
         ("import threading\nlock = threading.Lock()\ndef tool(): return lock", "cpu_0", "tool cannot travel"),
     ],
 )
-def test_a_deploy_that_fails_changes_nothing(source, where, message):
+def test_a_deploy_that_fails_changes_nothing(placer, source, where, message):
     book = notebook(source + "\ndef good(): return 1\n")
     code, before = book["good"].__code__, held()
     with pytest.raises(GimletError, match=message) as caught:
-        LOCAL.deploy(functions(good="cpu_1", tool=where), book)
+        placer.deploy(functions(good="cpu_1", tool=where), book)
     assert "\n" not in str(caught.value)
     assert book["good"].__code__ is code
     assert held() == before
@@ -548,26 +556,26 @@ def test_plans_for_other_machines_are_refused():
         LOCAL.deploy(plan((function("tool"), "cuda:0"), over=gpu), book)
 
 
-def test_a_plan_that_stays_changes_nothing():
+def test_a_plan_that_stays_changes_nothing(placer):
     book = notebook("def tool(): return 1\n")
     code, before = book["tool"].__code__, held()
-    assert LOCAL.diff(functions(tool="cpu"), book) == []
-    with LOCAL.deploy(functions(tool="cpu"), book) as deployment:
+    assert placer.diff(functions(tool="cpu"), book) == []
+    with placer.deploy(functions(tool="cpu"), book) as deployment:
         assert book["tool"].__code__ is code
         assert held() == before
         assert deployment.stats() == {}
 
 
-def test_the_diff_says_what_would_happen():
+def test_the_diff_says_what_would_happen(placer):
     book = notebook("def tool(): return 1\n")
-    assert LOCAL.diff(plan((function("tool", pure=True), "cpu/0")), book) == [
+    assert placer.diff(plan((function("tool", pure=True), "cpu/0")), book) == [
         "tool: tool (function, pure) cpu → cpu/0 (core 0); sent to a worker process"
     ]
     with pytest.raises(GimletError, match="no 'embedder'"):
-        LOCAL.diff(plan((module("embed", "embedder", "embed"), "cpu/0")), book)
+        placer.diff(plan((module("embed", "embedder", "embed"), "cpu/0")), book)
 
 
-def test_rolling_back_twice_and_after_a_ctrl_c(tmp_path):
+def test_rolling_back_twice_and_after_a_ctrl_c(placer, tmp_path):
     book = notebook(
         "import os, signal, threading, time\n"
         "def stuck():\n"
@@ -576,7 +584,7 @@ def test_rolling_back_twice_and_after_a_ctrl_c(tmp_path):
         "def fine(): return os.getpid()\n"
     )
     book["host"] = os.getpid()
-    deployment = LOCAL.deploy(functions(stuck="cpu_0", fine="cpu_0"), book)
+    deployment = placer.deploy(functions(stuck="cpu_0", fine="cpu_0"), book)
     with pytest.raises(KeyboardInterrupt):
         book["stuck"]()
     assert book["fine"]() not in (0, os.getpid())  # a new worker

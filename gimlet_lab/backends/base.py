@@ -12,6 +12,7 @@ from importlib.metadata import entry_points
 from types import TracebackType
 from typing import Any, Self
 
+from gimlet_lab.backends.usage import Entry
 from gimlet_lab.errors import GimletError, UnknownNameError
 from gimlet_lab.model import Fleet, Plan
 from gimlet_lab.progress import Progress, silent
@@ -56,9 +57,13 @@ class Deployment(ABC):
         dict
             Stage id to ``device``, ``calls``, ``seconds``, ``checked_s`` (of these, to see whether the
             notebook has changed what a function reads; none for pure ones), ``sent_bytes``,
-            ``received_bytes``, ``loaded_bytes`` (weights, functions), ``started_ahead`` and ``on_host``: why
-            calls ran on the host all the same, and how many.
+            ``received_bytes``, ``loaded_bytes`` (weights, functions), ``started_ahead``, ``on_host``: why
+            calls ran on the host all the same, and how many; and ``lost``: how workers ended under calls.
         """
+
+    def journal(self) -> list[Entry]:
+        """What became of the calls, the last ones last, as far back as is kept."""
+        return []
 
     def processes(self) -> dict[int, str]:
         """Worker processes on this machine by their number, and the device each stands for."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import os
 import threading
+from collections import deque
 from collections.abc import MutableMapping, Sequence
 from typing import Any
 
@@ -16,7 +17,7 @@ from gimlet_lab.backends.modules import Module, Route
 from gimlet_lab.backends.places import Place, Places
 from gimlet_lab.backends.remote import Remote
 from gimlet_lab.backends.trampoline import twin
-from gimlet_lab.backends.usage import Usage
+from gimlet_lab.backends.usage import Entry, Usage
 from gimlet_lab.boundary import Ledger
 from gimlet_lab.errors import GimletError
 from gimlet_lab.model import Plan
@@ -24,6 +25,9 @@ from gimlet_lab.progress import Progress, silent
 
 #: Looking at what a function reads is worth a word from this part of its time on, and this long a call.
 _WORTH_SAYING, _WORTH_SAYING_S = 0.2, 1e-3
+
+#: Entries of a journal that are kept.
+_JOURNAL = 10_000
 
 #: Deployments to be undone when the kernel ends.
 _in_force: set[Any] = set()
@@ -55,6 +59,7 @@ class PlacedDeployment(Deployment):
         self._functions: dict[int, Function] = {}
         self._modules: dict[int, Module] = {}
         self._usages: dict[str, Usage] = {}
+        self._journal: deque[Entry] = deque(maxlen=_JOURNAL)
         self._caches = HostCaches()
         self._stale: list[str] = []
         self._said: set[str] = set()
@@ -74,6 +79,10 @@ class PlacedDeployment(Deployment):
     def stats(self) -> dict[str, dict[str, Any]]:
         """What happened so far, by stage that the plan puts elsewhere."""
         return {stage: usage.to_dict() for stage, usage in self._usages.items()}
+
+    def journal(self) -> list[Entry]:
+        """What became of the calls, the last ones last."""
+        return list(self._journal)
 
     def processes(self) -> dict[int, str]:
         """Worker processes by their number, and the device each stands for."""
@@ -107,7 +116,7 @@ class PlacedDeployment(Deployment):
                 stage, place, key = placement.stage, places[placement.device.id], id(placement.thing)
                 usage = self._usages.get(stage.id)
                 if usage is None or usage.device != placement.device.id:
-                    usage = Usage(stage.id, placement.device.id)
+                    usage = Usage(stage.id, placement.device.id, self._journal)
                 usages[stage.id] = usage
                 if stage.kind == "function":
                     assert isinstance(place, Remote)

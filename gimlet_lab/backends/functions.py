@@ -23,8 +23,8 @@ from typing import Any
 from gimlet_lab.backends.ambient import ambient
 from gimlet_lab.backends.base import PLACED, Placed
 from gimlet_lab.backends.lookahead import Started, behind
-from gimlet_lab.backends.packing import describe, fingerprint, pack
-from gimlet_lab.backends.remote import Remote, WorkerDiedError, emit
+from gimlet_lab.backends.packing import Packed, describe, fingerprint, pack
+from gimlet_lab.backends.remote import Remote, WorkerDiedError, WorkerLostError, emit
 from gimlet_lab.backends.trampoline import forget_frames, trampoline
 from gimlet_lab.backends.usage import Usage
 from gimlet_lab.boundary import Ledger
@@ -181,14 +181,11 @@ class Function:
         except Exception as error:  # noqa: BLE001 - pickling runs the user's code, which may raise anything
             return self._on_host(f"an argument cannot travel: {describe(error)}")
         try:
-            answer, received = self.worker.call(request, printed=printed)
+            answer, received = self._ask(request, printed)
+        except WorkerLostError:
+            raise
         except WorkerDiedError as error:
-            if self.idempotent:
-                return self._on_host(str(error))
-            raise WorkerDiedError(
-                f"{error} while it ran {self.function.__qualname__}, which is declared idempotent=False: "
-                "whether it was done is not known, and it was not tried again"
-            ) from None
+            return self._on_host(str(error))
         kind, value, *more = answer
         name = self.function.__qualname__
         if kind == "host":
@@ -208,6 +205,25 @@ class Function:
             # Not repeatable, so its result stands; what it changed there is not changed here.
             self.stays = f"{name}: {more[0]}, which was lost once"
         return True, (*args, *kwargs.values())[value] if kind == "argument" else value
+
+    def _ask(self, request: Packed, printed: list[tuple[str, str]] | None) -> tuple[tuple[Any, ...], int]:
+        """Call the worker; a second one where the first is lost and the function may run twice."""
+        name = self.function.__qualname__
+        try:
+            return self.worker.call(request, printed=printed)
+        except WorkerLostError as error:
+            self.usage.lost(str(error))
+            if not self.idempotent:
+                raise WorkerLostError(
+                    f"{error} while it ran {name}, which is declared idempotent=False: "
+                    "whether it was done is not known, and it was not tried again"
+                ) from None
+        try:
+            return self.worker.call(request, printed=printed)
+        except WorkerLostError as error:
+            self.usage.lost(str(error))
+            # Not on the host: what ends two workers might end the kernel.
+            raise WorkerLostError(f"{error} while it ran {name}, and so was the one before") from None
 
     # -- ahead of the program ----------------------------------------------------------------------------
 

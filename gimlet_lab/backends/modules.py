@@ -20,7 +20,7 @@ from gimlet_lab.backends.ambient import ambient
 from gimlet_lab.backends.base import PLACED, Placed
 from gimlet_lab.backends.packing import Packed, describe, fingerprint, own_hooks, pack
 from gimlet_lab.backends.places import Place
-from gimlet_lab.backends.remote import Remote, WorkerDiedError
+from gimlet_lab.backends.remote import Remote, WorkerDiedError, WorkerLostError
 from gimlet_lab.backends.resident import Resident
 from gimlet_lab.backends.trampoline import forget_frames
 from gimlet_lab.backends.usage import Usage
@@ -237,6 +237,23 @@ class Module:
     def _remote(
         self, worker: Remote, usage: Usage, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[bool, Any]:
+        """Make a call on a worker, or the next one where it is lost: its result, or why it is the host's."""
+        try:
+            return self._attempt(worker, usage, call, args, kwargs)
+        except WorkerLostError as error:
+            usage.lost(str(error))
+        try:
+            return self._attempt(worker, usage, call, args, kwargs)
+        except WorkerLostError as error:
+            usage.lost(str(error))
+            # Not on the host: what ends two workers might end the kernel.
+            raise WorkerLostError(
+                f"{error} while it ran {type(self.module).__name__}, and so was the one before"
+            ) from None
+
+    def _attempt(
+        self, worker: Remote, usage: Usage, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[bool, Any]:
         started = time.perf_counter()
         cache = call.cache
         tokens: dict[str, Any] = {}
@@ -261,7 +278,7 @@ class Module:
             request = pack(
                 ("module", self._key, args, kwargs, ambient(), self.caches.dropped(worker.device)), name
             )
-        except WorkerDiedError as error:
+        except WorkerDiedError as error:  # nothing was done yet
             return False, str(error)
         except Exception as error:  # noqa: BLE001 - pickling runs the user's code, which may raise anything
             return False, f"an argument cannot travel: {describe(error)}"
@@ -270,7 +287,7 @@ class Module:
         except BaseException as error:
             if cache is not None:
                 self.caches.forget(cache, worker.device)
-            if isinstance(error, WorkerDiedError):
+            if isinstance(error, WorkerDiedError) and not isinstance(error, WorkerLostError):
                 return False, str(error)
             raise
         kind, value, *more = answer

@@ -14,12 +14,16 @@ from typing import Any
 from gimlet_lab.backends.packing import Packed, pack, unpack
 from gimlet_lab.errors import GimletError
 
-#: A worker that died this often is not started again: it would die again.
+#: A worker that died this often, and answered no call in between, is not started again: it would die again.
 MAX_DEATHS = 3
 
 
 class WorkerDiedError(GimletError):
-    """A worker ended while it was needed."""
+    """A worker cannot be had."""
+
+
+class WorkerLostError(WorkerDiedError):
+    """A worker ended under a call: whether it was done is not known."""
 
 
 class Remote(ABC):
@@ -130,14 +134,21 @@ class Remote(ABC):
 
         Raises
         ------
-        WorkerDiedError
+        WorkerLostError
             If the worker ends before it has answered.
+        WorkerDiedError
+            If there is none to be had; nothing was done.
         """
         with self._lock:
             if not self.alive:
                 raise WorkerDiedError(f"{self.device} is gone")
-            self.start()
-            return self._transact(packed, find, printed)
+            try:
+                self.start()
+            except WorkerLostError as error:  # while it was told what it is to have
+                raise WorkerDiedError(str(error)) from None
+            answer = self._transact(packed, find, printed)
+            self.deaths = 0
+            return answer
 
     def _transact(
         self,
@@ -155,7 +166,7 @@ class Remote(ABC):
             return self._exchange(packed, lambda received: unpack(received, find), print_out)
         except ConnectionError:
             self.deaths += 1
-            raise WorkerDiedError(f"the worker of {self.device} {self._end()}") from None
+            raise WorkerLostError(f"the worker of {self.device} {self._end()}") from None
         except BaseException:
             # Ctrl-C, or an answer that cannot be read: where the conversation stands is not known any more.
             self._end()

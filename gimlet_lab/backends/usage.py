@@ -3,8 +3,32 @@
 from __future__ import annotations
 
 import threading
-from collections import Counter
+import time
+from collections import Counter, deque
+from dataclasses import dataclass
 from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """What became of one attempt at a call.
+
+    Attributes
+    ----------
+    at_s : float
+        When it had ended: seconds since 1970.
+    stage, device : str
+    outcome : str
+        ``done``; ``lost``: the worker ended under it, and it was made again if it may be; ``on host``.
+    why : str
+        Where it is not done.
+    """
+
+    at_s: float
+    stage: str
+    device: str
+    outcome: str
+    why: str
 
 
 class Usage:
@@ -13,9 +37,12 @@ class Usage:
     Parameters
     ----------
     stage, device : str
+    journal : deque of Entry, optional
+        Takes what became of each call.
     """
 
-    def __init__(self, stage: str, device: str) -> None:
+    def __init__(self, stage: str, device: str, journal: deque[Entry] | None = None) -> None:
+        self._journal = journal
         self.stage = stage
         self.device = device
         self.calls = 0
@@ -26,6 +53,7 @@ class Usage:
         self.checked_s = 0.0
         self.ahead = 0
         self.on_host: Counter[str] = Counter()
+        self.lost_calls: Counter[str] = Counter()
         self._lock = threading.Lock()
 
     def placed(self, seconds: float, sent_bytes: int, received_bytes: int) -> None:
@@ -35,6 +63,7 @@ class Usage:
             self.seconds += seconds
             self.sent_bytes += sent_bytes
             self.received_bytes += received_bytes
+            self._write("done", "")
 
     def loaded(self, nbytes: int) -> None:
         """Count what was sent besides calls: weights, functions."""
@@ -50,6 +79,17 @@ class Usage:
         """Count a call that ran on the host all the same."""
         with self._lock:
             self.on_host[why] += 1
+            self._write("on host", why)
+
+    def _write(self, outcome: str, why: str) -> None:
+        if self._journal is not None:
+            self._journal.append(Entry(time.time(), self.stage, self.device, outcome, why))
+
+    def lost(self, why: str) -> None:
+        """Count a call under which the worker ended."""
+        with self._lock:
+            self.lost_calls[why] += 1
+            self._write("lost", why)
 
     def started_ahead(self) -> None:
         """Count a call that was started before the program came to it."""
@@ -69,4 +109,5 @@ class Usage:
                 "received_bytes": self.received_bytes,
                 "started_ahead": self.ahead,
                 "on_host": dict(self.on_host),
+                "lost": dict(self.lost_calls),
             }
