@@ -223,13 +223,12 @@ def _with_token() -> Any:
 
 def why(error: BaseException) -> str:
     """What Ray's error means for who connects, in one line."""
-    text = str(error)
-    if (
-        "AuthenticationError" in type(error).__name__
-        or "auth token" in text.lower()
-        or "InvalidAuthToken" in text
-    ):
-        return "the token is missing or wrong: set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN before connecting"
-    if "Version mismatch" in text:
-        return " ".join(text.split())
+    texts, cause = [str(error)], error.__cause__ or error.__context__
+    while cause is not None:
+        texts.append(f"{type(cause).__name__}: {cause}")
+        cause = cause.__cause__ or cause.__context__
+    if "InvalidAuthToken" in " ".join(texts):
+        return "its token is missing or wrong: restart with RAY_AUTH_MODE=token and RAY_AUTH_TOKEN set"
+    if "Version mismatch" in texts[0]:
+        return " ".join(texts[0].split())
     return first_line(error)

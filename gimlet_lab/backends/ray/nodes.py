@@ -6,6 +6,7 @@ import itertools
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
 
@@ -112,9 +113,11 @@ def fleet(cluster: Cluster, local: Fleet, *, recalibrate: bool = False, progress
     """
     others = [node for node in cluster.nodes() if not node.here]
     found, ways = list(local.devices), {device.id: _to_host(device, local.links) for device in local}
-    for done, node in enumerate(others):
-        progress(done / len(others), f"measuring {node.name}")
-        there, between = devices(cluster, node, recalibrate=recalibrate)
+    progress(0.0, f"measuring {', '.join(node.name for node in others)}")
+    with ThreadPoolExecutor(max(len(others), 1)) as pool:
+        measured = list(pool.map(lambda node: devices(cluster, node, recalibrate=recalibrate), others))
+    for done, (node, (there, between)) in enumerate(zip(others, measured, strict=True)):
+        progress(0.5 + 0.5 * done / len(others), f"measuring the link to {node.name}")
         way = measure_link(cluster, node)
         found += there
         ways.update({device.id: _from_host(way, device, between, node) for device in there})

@@ -1,0 +1,29 @@
+"""A Ray cluster of several nodes on this machine."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+from collections.abc import Iterator
+from typing import Any
+
+#: Memory of each node's object store.
+STORE_BYTES = 150 * 2**20
+
+
+@contextlib.contextmanager
+def cluster(*names: str) -> Iterator[Any]:
+    """A head and a node for each name, guarded by a token; ``address`` is where to connect."""
+    os.environ["RAY_AUTH_MODE"] = "token"
+    os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    from ray.cluster_utils import Cluster
+
+    options = {"num_cpus": 1, "object_store_memory": STORE_BYTES, "include_dashboard": False}
+    made = Cluster(initialize_head=True, head_node_args=options)
+    try:
+        made.named = {name: made.add_node(**options, labels={"gimlet/name": name}) for name in names}
+        yield made
+    finally:
+        made.shutdown()
