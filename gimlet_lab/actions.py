@@ -198,10 +198,9 @@ def connect(notebook: Notebook, options: Namespace) -> Answer:
     import gimlet_lab
     from gimlet_lab.render.text import devices_text
 
+    address = notebook.namespace.get(options.address, options.address)
     with bar("connecting") as progress:
-        fleet = gimlet_lab.connect(
-            options.backend, options.address, recalibrate=options.calibrate, progress=progress
-        )
+        fleet = gimlet_lab.connect(options.backend, address, recalibrate=options.calibrate, progress=progress)
     notebook.devices = fleet.devices
     notebook.fleet = None
     return said(devices_text(fleet.devices), fleet)

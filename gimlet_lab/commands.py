@@ -48,8 +48,6 @@ class Command:
 
 #: Of the contract, but not in this version: said, never pretended.
 NOT_BUILT = {
-    "connect": "remote devices",
-    "disconnect": "remote devices",
     "watch": "adaptation at run time",
 }
 
@@ -251,7 +249,7 @@ def _declare_connect(parser: Parser, _in_shell: bool) -> None:
         "address",
         nargs="?",
         metavar="ADDRESS",
-        help="HOST:PORT of the cluster's head, or auto; left out, one is started here",
+        help="HOST:PORT of the cluster's head, a variable with it, or auto; left out, one is started here",
     )
     parser.add_argument("--calibrate", action="store_true", help="measure devices and links again")
 

@@ -61,7 +61,6 @@ def value(line: str, notebook: Notebook) -> Any:
         ("rollback now", "does not take 'now'"),
         ("runs --all", "takes no options, not '--all'"),
         ("phases 'open", "no closing quotation"),
-        ("connect ray", "connect (remote devices): not built yet"),
         ("import trace.json", "trace.json: there is no such file"),
         ("stacks nowhere", "no run 'nowhere'"),
         ("phases -o not-a-name", "'not-a-name' is not a name for a variable"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import platform
 from pathlib import Path
@@ -101,25 +102,41 @@ def clocks() -> dict[str, object]:
 
 def cpu_quota() -> float | None:
     """How many processors' time the container may use; None where it has no limit."""
-    for path in ("/sys/fs/cgroup/cpu.max", *_own_groups("cpu.max")):
+    groups = _own_groups()
+    for folder in (groups.get("", ""), "/sys/fs/cgroup"):
         with contextlib.suppress(OSError, ValueError):
-            quota, period = Path(path).read_text(encoding="ascii").split()
+            quota, period = (Path(folder) / "cpu.max").read_text(encoding="ascii").split()
             return int(quota) / int(period)  # "max" is no number
-    with contextlib.suppress(OSError, ValueError):
-        folder = Path("/sys/fs/cgroup/cpu")
-        microseconds = int((folder / "cpu.cfs_quota_us").read_text(encoding="ascii"))
-        if microseconds > 0:
-            return microseconds / int((folder / "cpu.cfs_period_us").read_text(encoding="ascii"))
+    for folder in (groups.get("cpu", ""), "/sys/fs/cgroup/cpu"):  # the first version of control groups
+        with contextlib.suppress(OSError, ValueError):
+            microseconds = int((Path(folder) / "cpu.cfs_quota_us").read_text(encoding="ascii"))
+            if microseconds > 0:
+                period = (Path(folder) / "cpu.cfs_period_us").read_text(encoding="ascii")
+                return microseconds / int(period)
     return None
 
 
-def _own_groups(file: str) -> list[str]:
-    """Where a file of this process's own control group would be."""
+def threads(count: int) -> int:
+    """Threads worth having on so many cores: no more than the time that the container may use.
+
+    Threads beyond the quota use it up at once, and then all wait for the next period.
+    """
+    quota = cpu_quota()
+    return count if quota is None else max(1, min(count, math.ceil(quota)))
+
+
+def _own_groups() -> dict[str, str]:
+    """Folders of this process's own control groups by controller; of the second version by ``""``."""
     try:
         lines = Path("/proc/self/cgroup").read_text(encoding="utf-8").splitlines()
     except OSError:
-        return []
-    return [f"/sys/fs/cgroup{line.rsplit(':', 1)[1]}/{file}" for line in lines if line.startswith("0::")]
+        return {}
+    found: dict[str, str] = {}
+    for line in lines:
+        _, names, path = line.split(":", 2)
+        for name in names.split(","):
+            found[name] = f"/sys/fs/cgroup/{name}{path}" if name else f"/sys/fs/cgroup{path}"
+    return found
 
 
 class Load:

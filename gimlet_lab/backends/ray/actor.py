@@ -11,6 +11,7 @@ import numpy as np
 
 from gimlet_lab.backends.packing import Packed, unpack
 from gimlet_lab.backends.serving import Server
+from gimlet_lab.hardware.machine import threads
 
 
 class Printed:
@@ -46,12 +47,8 @@ class StageActor:
     def __init__(self, cores: tuple[int, ...], path: Sequence[str], device: str) -> None:
         if cores and hasattr(os, "sched_setaffinity"):
             os.sched_setaffinity(0, cores)
-        threads = len(cores) or 1
-        for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
-            os.environ[variable] = str(threads)
+        use_threads(len(cores) or 1)
         sys.path += [folder for folder in path if folder not in sys.path]
-        if "torch" in sys.modules:
-            sys.modules["torch"].set_num_threads(threads)
         self.printed = Printed()
         self.server = Server(cast(Any, self.printed), device=device, far=True)
         self.server.take_streams()
@@ -64,6 +61,15 @@ class StageActor:
         """Answer a message: what was printed, the pickle, and its buffers."""
         reply = self.server.reply(Packed(stream, writable(buffers)))
         return [self.printed.take(), reply.stream, *arrays(reply)]
+
+
+def use_threads(cores: int) -> None:
+    """Compute with a thread a core, as far as the quota goes; Ray sets one for who asks for no core."""
+    count = threads(cores)
+    for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+        os.environ[variable] = str(count)
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(count)
 
 
 def arrays(packed: Packed) -> list[Any]:

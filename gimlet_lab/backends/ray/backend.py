@@ -28,19 +28,28 @@ class RayBackend(PlacingBackend):
         self, address: str | None = None, *, recalibrate: bool = False, progress: Progress = silent
     ) -> Fleet:
         """Reach a cluster: the devices of this machine and of its nodes; see :meth:`Backend.connect`."""
-        self.disconnect()
-        progress(0.0, "starting Ray" if address is None else f"reaching {address}")
-        cluster = Cluster(address)
+        cluster = self._cluster(address)
+        if cluster is None:
+            self.disconnect()
+            progress(0.0, "starting Ray" if address is None else f"reaching {address}")
+            cluster = Cluster(address)
+            _connected.append(cluster)
         try:
             fleet = nodes.fleet(
                 cluster, local_fleet(progress=progress), recalibrate=recalibrate, progress=progress
             )
         except BaseException:
-            cluster.close()
+            self.disconnect()
             raise
-        _connected.append(cluster)
         connect(fleet)
         return fleet
+
+    def _cluster(self, address: str | None) -> Cluster | None:
+        """The connection that there is, where it is the one asked for: nodes may have come and gone."""
+        known = _connected[-1] if _connected else None
+        if known is None or not known.ray.is_initialized():
+            return None
+        return known if address in (None, "auto", known.address) else None
 
     def disconnect(self) -> bool:
         """Leave the cluster; whether there was one."""

@@ -195,8 +195,8 @@ def _names(labels: Sequence[tuple[str | None, str]]) -> list[str]:
 
     Examples
     --------
-    >>> _names([(None, "one"), ("big", "vm"), (None, "vm")])
-    ['one', 'big', 'node-3']
+    >>> _names([(None, "vm"), ("big", "vm"), (None, "vm"), (None, "gpu-box")])
+    ['node-1', 'big', 'node-3', 'gpu-box']
     """
     wanted = [label or host for label, host in labels]
     return [

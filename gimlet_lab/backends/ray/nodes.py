@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from gimlet_lab.backends.packing import pack
+from gimlet_lab.backends.ray.actor import use_threads
 from gimlet_lab.backends.ray.cluster import Cluster, Node
 from gimlet_lab.backends.ray.worker import RayWorker
 from gimlet_lab.model import Device, Fleet, Link
@@ -49,7 +50,9 @@ def _measured(recalibrate: bool) -> dict[str, Any]:
     """Runs on the node."""
     from gimlet_lab.hardware.discovery import local_devices
     from gimlet_lab.hardware.fleet import links
+    from gimlet_lab.hardware.machine import cores
 
+    use_threads(len(cores()))
     usable = tuple(one for one in local_devices(recalibrate=recalibrate) if one.torch_device is not None)
     return Fleet(usable, {one.id: 1 for one in usable}, links(usable)).to_json()
 

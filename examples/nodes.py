@@ -1,4 +1,4 @@
-"""A Ray cluster of several nodes on this machine."""
+"""A Ray cluster of several nodes on this machine, which stand in for several machines."""
 
 from __future__ import annotations
 
