@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 
-.PHONY: setup demo lab ui test lint bench clean
+.PHONY: setup demo lab ui test lint bench chaos clean
 
 setup: $(VENV)/.done $(VENV)/.ui
 
@@ -51,6 +51,10 @@ bench: setup
 	$(BIN)/python benchmarks/meters.py
 	$(BIN)/python benchmarks/agent.py
 	$(BIN)/python benchmarks/dry.py
+
+# Two hundred runs over three nodes of Ray, with something killed in each: twenty minutes.
+chaos: setup
+	$(BIN)/python tests/chaos.py --runs 200
 
 clean:
 	rm -rf $(VENV) build dist examples/out extension/lib extension/labextension extension/node_modules

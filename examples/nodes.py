@@ -18,6 +18,7 @@ def cluster(*names: str) -> Iterator[Any]:
     os.environ["RAY_AUTH_MODE"] = "token"
     os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    import ray
     from ray.cluster_utils import Cluster
 
     options = {"num_cpus": 1, "object_store_memory": STORE_BYTES, "include_dashboard": False}
@@ -26,4 +27,5 @@ def cluster(*names: str) -> Iterator[Any]:
         made.named = {name: made.add_node(**options, labels={"gimlet/name": name}) for name in names}
         yield made
     finally:
+        ray.shutdown()  # a cluster does not end under who is connected to it
         made.shutdown()

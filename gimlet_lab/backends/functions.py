@@ -210,7 +210,7 @@ class Function:
         """Call the worker; a second one where the first is lost and the function may run twice."""
         name = self.function.__qualname__
         try:
-            return self.worker.call(request, printed=printed)
+            return self.worker.call(request, printed=printed, once=not self.idempotent)
         except WorkerLostError as error:
             self.usage.lost(str(error))
             if not self.idempotent:

@@ -124,6 +124,8 @@ class Remote(ABC):
         packed: Packed,
         find: Callable[[Any], Any] | None = None,
         printed: list[tuple[str, str]] | None = None,
+        *,
+        once: bool = False,
     ) -> tuple[tuple[Any, ...], int]:
         """Make one call, one at a time: the answer and its bytes.
 
@@ -131,6 +133,8 @@ class Remote(ABC):
         ----------
         printed : list, optional
             Takes what the call prints, as stream and text, in place of the streams.
+        once : bool
+            It may not be made again: see first that the worker is still there.
 
         Raises
         ------
@@ -144,11 +148,19 @@ class Remote(ABC):
                 raise WorkerDiedError(f"{self.device} is gone")
             try:
                 self.start()
-            except WorkerLostError as error:  # while it was told what it is to have
+                if once:
+                    self._see()
+            except WorkerLostError as error:  # before it was told what to do
                 raise WorkerDiedError(str(error)) from None
             answer = self._transact(packed, find, printed)
             self.deaths = 0
             return answer
+
+    def _see(self) -> None:
+        try:
+            self._transact(pack(("echo", None)))
+        except WorkerLostError:
+            self.start()
 
     def _transact(
         self,

@@ -48,6 +48,10 @@ class Node:
     here: bool
 
 
+class NodeLostError(GimletError):
+    """A node that has left, whether or not the cluster has noticed."""
+
+
 class Cluster:
     """A connection to Ray.
 
@@ -116,6 +120,8 @@ class Cluster:
 
         Raises
         ------
+        NodeLostError
+            If the node has left.
         GimletError
             If it fails there, or does not answer.
         """
@@ -124,6 +130,8 @@ class Cluster:
             return self.ray.get(task.remote(*args), timeout=timeout_s)
         except self.ray.exceptions.GetTimeoutError:
             raise GimletError(f"node {node.name!r} did not answer in {timeout_s:.0f} s") from None
+        except (self.ray.exceptions.TaskUnschedulableError, self.ray.exceptions.NodeDiedError):
+            raise NodeLostError(f"node {node.name!r} has left the cluster") from None
         except self.ray.exceptions.RayError as error:
             raise GimletError(f"node {node.name!r}: {why(error)}") from None
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from gimlet_lab.backends.packing import pack
 from gimlet_lab.backends.ray.actor import use_threads
-from gimlet_lab.backends.ray.cluster import Cluster, Node
+from gimlet_lab.backends.ray.cluster import Cluster, Node, NodeLostError
 from gimlet_lab.backends.ray.worker import RayWorker
 from gimlet_lab.model import Device, Fleet, Link
 from gimlet_lab.progress import Progress, silent
@@ -44,6 +44,14 @@ def devices(
     named = tuple(_named(device, node) for device in found)
     links = [replace(one, src=_id(one.src, node), dst=_id(one.dst, node)) for one in found.links]
     return named, links
+
+
+def _reached(cluster: Cluster, node: Node, recalibrate: bool) -> tuple[tuple[Device, ...], list[Link]] | None:
+    """None for a node that has left: the cluster notices that some seconds later."""
+    try:
+        return devices(cluster, node, recalibrate=recalibrate)
+    except NodeLostError:
+        return None
 
 
 def _measured(recalibrate: bool) -> dict[str, Any]:
@@ -118,9 +126,12 @@ def fleet(cluster: Cluster, local: Fleet, *, recalibrate: bool = False, progress
     found, ways = list(local.devices), {device.id: _to_host(device, local.links) for device in local}
     progress(0.0, f"measuring {', '.join(node.name for node in others)}")
     with ThreadPoolExecutor(max(len(others), 1)) as pool:
-        measured = list(pool.map(lambda node: devices(cluster, node, recalibrate=recalibrate), others))
-    for done, (node, (there, between)) in enumerate(zip(others, measured, strict=True)):
+        measured = list(pool.map(lambda node: _reached(cluster, node, recalibrate), others))
+    for done, (node, reached) in enumerate(zip(others, measured, strict=True)):
+        if reached is None:
+            continue
         progress(0.5 + 0.5 * done / len(others), f"measuring the link to {node.name}")
+        there, between = reached
         way = measure_link(cluster, node)
         found += there
         ways.update({device.id: _from_host(way, device, between, node) for device in there})
