@@ -1,8 +1,8 @@
 """Workers and nodes killed at random moments: ``python tests/chaos.py --runs 200 --seed 1`` (``make chaos``).
 
 Every run makes the calls of a small agent over three nodes while something of the cluster is killed. It has
-to give the right answer, or one error of ours where a stage may run once only; nothing may hang, run twice that
-may not, or be left over.
+to give the right answer, or one error of ours where a stage may run once only; nothing may hang, run twice
+that may not, or be left over.
 """
 
 from __future__ import annotations
