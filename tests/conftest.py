@@ -7,11 +7,18 @@
 from __future__ import annotations
 
 import importlib.util
+import os
+import secrets
 from collections.abc import Iterator
 
 import pytest
 
 from gimlet_lab.backends import Backend, backend
+
+
+# Ray reads once, when it is loaded, how to guard its clusters.
+os.environ.setdefault("RAY_AUTH_MODE", "token")
+os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -30,9 +30,9 @@ def notebook(source: str) -> dict[str, Any]:
 
 
 def device(name: str, cores: tuple[int, ...], **more: Any) -> Device:
-    values = {"kind": "cpu", "live": True, "torch_device": "cpu", **more}
+    values = {"vendor": "x", "kind": "cpu", "live": True, "torch_device": "cpu", **more}
     resources = tuple(f"core:{core}" for core in cores)
-    return Device(name, name, "x", cores=cores, resources=resources, **values)
+    return Device(name, name, cores=cores, resources=resources, **values)
 
 
 def fleet() -> Fleet:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from gimlet_lab.errors import GimletError, UnknownNameError, UsageError
-from gimlet_lab.export import device_map, perfetto, plan_json, speedscope, stacks, tables
+from gimlet_lab.export import device_map, kuberay, perfetto, plan_json, ray_serve, speedscope, stacks, tables
 from gimlet_lab.export.plan_json import PlanFileError, load_plan
 from gimlet_lab.model.plan import Plan
 from gimlet_lab.model.run import Run
@@ -53,6 +53,10 @@ _OURS = {
         device_map.write,
         {"model": "which model of the plan, by its name in the notebook"},
     ),
+    "ray-serve": Target(
+        "plan", "a Ray Serve config: YAML for serve deploy", ray_serve.write, ray_serve.OPTIONS
+    ),
+    "kuberay": Target("plan", "a KubeRay RayService: YAML for kubectl apply", kuberay.write, kuberay.OPTIONS),
     "perfetto": Target("run", "a Chrome trace for ui.perfetto.dev, compressed as .json.gz", perfetto.write),
     "speedscope": Target("run", "a flame graph over time for speedscope.app", speedscope.write),
     "csv": Target("run", "a folder of tables: ops, phases, spans, edges", tables.write_csv),
