@@ -15,7 +15,6 @@ import pytest
 
 from gimlet_lab.backends import Backend, backend
 
-
 # Ray reads once, when it is loaded, how to guard its clusters.
 os.environ.setdefault("RAY_AUTH_MODE", "token")
 os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
