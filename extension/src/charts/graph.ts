@@ -9,15 +9,15 @@ const BOX = { width: 118, height: 46 };
 const GAP = { x: 78, y: 22 };
 const EDGE = 10;
 
-/** The largest of what an edge carries, and how much more there is. */
-export function carried(carries: Carried[]): string {
+/** The largest of what an edge carries, and the bytes of all of it; nothing for an edge of order only. */
+export function carried(carries: Carried[]): [string, string] | null {
   const known = carries.filter(one => one.known !== 'order');
   const total = known.reduce((sum, one) => sum + (one.bytes ?? 0), 0);
   const largest = known.reduce<Carried | null>(
     (best, one) => (best && (best.bytes ?? 0) >= (one.bytes ?? 0) ? best : one),
     null
   );
-  return largest ? `${clip(largest.tensor, 16)} ${amount(total, 'B')}` : '';
+  return largest ? [clip(largest.tensor, 13), amount(total, 'B')] : null;
 }
 
 export function graphChart(form: Form, selection: Selection): HTMLElement {
@@ -77,8 +77,10 @@ export function graphChart(form: Form, selection: Selection): HTMLElement {
       )
     );
     if (label && !edge.back) {
+      const [x, y] = [(x1 + x2) / 2, (y1 + y2) / 2];
       marks.push(
-        svg('text', { x: (x1 + x2) / 2, y: (y1 + y2) / 2 - 7, class: 'gimlet-tick gimlet-halo' }, label)
+        svg('text', { x, y: y - 8, class: 'gimlet-tick gimlet-halo' }, label[0]),
+        svg('text', { x, y: y + 9, class: 'gimlet-tick gimlet-halo' }, label[1])
       );
     }
   }
@@ -126,7 +128,7 @@ export function graphChart(form: Form, selection: Selection): HTMLElement {
     table(
       'Edges',
       ['From', 'To', 'Carries'],
-      edges.map(edge => [name(edge.from), name(edge.to), carried(edge.carries) || 'order only']),
+      edges.map(edge => [name(edge.from), name(edge.to), carried(edge.carries)?.join(' ') ?? 'order only']),
       true
     )
   );
