@@ -348,6 +348,17 @@ def test_pure_stages_run_side_by_side(placer, tmp_path, capsys):
         assert (book["x"], book["y"]) == (book["a"], book["a"])
 
 
+def test_what_stays_starts_others_beside_it(placer, tmp_path):
+    book = notebook(LOOK_AHEAD)
+    one, code = book["one"], book["one"].__code__
+    with placer.deploy(_pure(one="cpu", two="cpu_1"), book) as deployment:
+        assert book["together"](str(tmp_path / "a"), str(tmp_path / "b")) == (str(tmp_path / "a"),) * 2
+        assert deployment.stats()["two"]["started_ahead"] == 1
+        assert set(deployment.stats()) == {"two"}
+        assert inspect.signature(one).parameters.keys() == {"mine", "other"}
+    assert one.__code__ is code
+
+
 def test_looking_ahead_is_never_wrong(placer):
     book = notebook(
         "def one(x): return x + 1\n"

@@ -73,7 +73,8 @@ def bind(
     Returns
     -------
     list of Placement
-        Of the functions and modules that go elsewhere, and of the other roles of those modules.
+        Of the functions and modules that go elsewhere, of the other roles of those modules, and of pure
+        functions that stay beside functions that go: while they run, others are started.
 
     Raises
     ------
@@ -92,7 +93,18 @@ def bind(
         if placement is not None:
             found.append(placement)
     moved = {id(placement.thing) for placement in found if placement.elsewhere}
-    return [placement for placement in found if id(placement.thing) in moved]
+    beside = any(placement.elsewhere and placement.stage.kind == "function" for placement in found)
+    return [
+        placement
+        for placement in found
+        if id(placement.thing) in moved or (beside and placement.pure and _plain(placement.thing))
+    ]
+
+
+def _plain(thing: Any) -> bool:
+    return isinstance(thing, types.FunctionType) and not (
+        inspect.isgeneratorfunction(thing) or inspect.isasyncgenfunction(thing)
+    )
 
 
 def _bind_stage(

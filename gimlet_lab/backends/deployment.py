@@ -105,6 +105,7 @@ class PlacedDeployment(Deployment):
     def _put(self, plan: Plan, placements: list[Placement], progress: Progress) -> None:
         """Make everything ready beside what is in force, then switch; a failure changes nothing."""
         moving = [placement for placement in placements if placement.elsewhere]
+        staying = [p for p in placements if p.stage.kind == "function" and not p.elsewhere]
         places = self._open_places(moving, progress)
         functions: dict[int, Function] = {}
         modules: dict[int, Module] = {}
@@ -128,6 +129,9 @@ class PlacedDeployment(Deployment):
                         routes[key] = {p.role: Route() for p in placements if p.thing is placement.thing}
                     routes[key][placement.role] = Route(place, usage, placement.route(plan))
                     modules[key].ship([place], [usage])
+            for placement in staying:
+                usage = Usage(placement.stage.id, placement.device.id)
+                functions[id(placement.thing)] = self._function(placement, None, usage)
         except BaseException:
             self._drop(functions, modules, places)
             raise
@@ -136,7 +140,7 @@ class PlacedDeployment(Deployment):
         self._ledger.undo()
         self._functions, self._modules, self._places = functions, modules, places
         self._plan, self._placements, self._usages = plan, placements, usages
-        for placement in moving:
+        for placement in [*moving, *staying]:
             if placement.stage.kind == "function":
                 functions[id(placement.thing)].redirect(self._ledger, placement.route(plan))
         for key, module in modules.items():
@@ -144,7 +148,7 @@ class PlacedDeployment(Deployment):
         self._drop(old_functions, old_modules, old_places)
         progress(1.0, "in force")
 
-    def _function(self, placement: Placement, worker: Remote, usage: Usage) -> Function:
+    def _function(self, placement: Placement, worker: Remote | None, usage: Usage) -> Function:
         known = self._functions.get(id(placement.thing))
         if known is not None and known.worker is worker and known.usage is usage:
             return known

@@ -40,13 +40,15 @@ class RemoteError(GimletError):
 class Function:
     """One redirected function.
 
+    Without a worker it stays on the host, and is redirected only to start others beside it.
+
     Parameters
     ----------
     function : function
         Of the notebook; it stays the object it is.
     original : function
         Its twin, which is never redirected.
-    worker : Remote
+    worker : Remote or None
     usage : Usage
     pure, idempotent : bool
         As declared.
@@ -56,7 +58,7 @@ class Function:
         self,
         function: types.FunctionType,
         original: types.FunctionType,
-        worker: Remote,
+        worker: Remote | None,
         usage: Usage,
         *,
         pure: bool,
@@ -90,6 +92,8 @@ class Function:
         GimletError
             If it cannot travel; says what to do.
         """
+        if self.worker is None:
+            return
         try:
             mark = fingerprint(self.original)
             if mark == self._shipped and self._key in self.worker.contents:
@@ -111,12 +115,16 @@ class Function:
 
     def forget(self) -> None:
         """Free what the worker keeps of it."""
-        self.worker.drop(self._key)
+        if self.worker is not None:
+            self.worker.drop(self._key)
 
     # -- calls -------------------------------------------------------------------------------------------
 
     def _call(self, *args: Any, **kwargs: Any) -> Any:
         try:
+            if self.worker is None:
+                self._look_ahead(sys._getframe(2))  # noqa: SLF001 - the caller's source says what comes next
+                return self.original(*args, **kwargs)
             if self.ahead:
                 started = self._started(args, kwargs)
                 self._look_ahead(sys._getframe(2))  # noqa: SLF001 - the caller's source says what comes next
@@ -155,11 +163,13 @@ class Function:
         BaseException
             What the function raised.
         """
-        started = time.perf_counter()
+        started, worker = time.perf_counter(), self.worker
+        if worker is None:
+            return False, None
         if self.stays is not None:
             return self._on_host(self.stays)
-        if not self.worker.alive:
-            return self._on_host(f"the worker of {self.worker.device} is gone")
+        if not worker.alive:
+            return self._on_host(f"the worker of {worker.device} is gone")
         try:
             if not self.pure:
                 self.ship()
@@ -181,7 +191,7 @@ class Function:
         except Exception as error:  # noqa: BLE001 - pickling runs the user's code, which may raise anything
             return self._on_host(f"an argument cannot travel: {describe(error)}")
         try:
-            answer, received = self._ask(request, printed)
+            answer, received = self._ask(worker, request, printed)
         except WorkerLostError:
             raise
         except WorkerDiedError as error:
@@ -193,24 +203,26 @@ class Function:
         if kind == "redo":
             if not self.idempotent:
                 raise RemoteError(
-                    f"{name} is declared idempotent=False and cannot run on {self.worker.device}: {value}"
+                    f"{name} is declared idempotent=False and cannot run on {worker.device}: {value}"
                 )
             self.stays = f"{name}: {value}"
             return self._on_host(self.stays)
         self.usage.placed(time.perf_counter() - started, request.nbytes, received)
         if kind == "error":
-            value.add_note(self._note(more[0]))
+            value.add_note(self._note(worker, more[0]))
             raise value
         if more[0] is not None:
             # Not repeatable, so its result stands; what it changed there is not changed here.
             self.stays = f"{name}: {more[0]}, which was lost once"
         return True, (*args, *kwargs.values())[value] if kind == "argument" else value
 
-    def _ask(self, request: Packed, printed: list[tuple[str, str]] | None) -> tuple[tuple[Any, ...], int]:
+    def _ask(
+        self, worker: Remote, request: Packed, printed: list[tuple[str, str]] | None
+    ) -> tuple[tuple[Any, ...], int]:
         """Call the worker; a second one where the first is lost and the function may run twice."""
         name = self.function.__qualname__
         try:
-            return self.worker.call(request, printed=printed, once=not self.idempotent)
+            return worker.call(request, printed=printed, once=not self.idempotent)
         except WorkerLostError as error:
             self.usage.lost(str(error))
             if not self.idempotent:
@@ -219,7 +231,7 @@ class Function:
                     "whether it was done is not known, and it was not tried again"
                 ) from None
         try:
-            return self.worker.call(request, printed=printed)
+            return worker.call(request, printed=printed)
         except WorkerLostError as error:
             self.usage.lost(str(error))
             # Not on the host: what ends two workers might end the kernel.
@@ -229,8 +241,8 @@ class Function:
 
     @property
     def ahead(self) -> bool:
-        """Whether it may be started before the program calls it."""
-        return self.pure and not self._is_async and self.stays is None
+        """Whether it may be started before the program calls it; never in a thread of the kernel's own."""
+        return self.worker is not None and self.pure and not self._is_async and self.stays is None
 
     def _look_ahead(self, frame: types.FrameType) -> None:
         busy = {id(self.worker)}
@@ -267,9 +279,7 @@ class Function:
         self.usage.kept(why)
         return False, None
 
-    def _note(self, frames: list[tuple[str, int, str]]) -> str:
+    def _note(self, worker: Remote, frames: list[tuple[str, int, str]]) -> str:
         # The lines of a cell's source are known here, not there.
         summary = [traceback.FrameSummary(file, line, name) for file, line, name in frames]
-        return (
-            f"On {self.worker.device}, traceback there:\n" + "".join(traceback.format_list(summary)).rstrip()
-        )
+        return f"On {worker.device}, traceback there:\n" + "".join(traceback.format_list(summary)).rstrip()

@@ -1,0 +1,121 @@
+"""Nodes of Ray in network namespaces of this machine: links of a set rate, cores and quotas of their own.
+
+Needs root, iproute2 and taskset; what it makes (namespaces, a bridge, control groups) it takes away again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+BRIDGE, NET = "gimlet0", "10.213.77"
+RAY = str(Path(sys.executable).with_name("ray"))
+STORE_BYTES = 400 * 2**20
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What a node has.
+
+    Attributes
+    ----------
+    cores : str
+        As of ``taskset -c``.
+    rate : str
+        Of its link, each way, as of ``tc``.
+    quota : float or None
+        Processors' time, in periods of 10 ms.
+    """
+
+    cores: str
+    rate: str = "1gbit"
+    quota: float | None = None
+
+
+def _run(*command: str) -> None:
+    subprocess.run(command, check=True, capture_output=True)
+
+
+@contextlib.contextmanager
+def cluster(shapes: Mapping[str, Shape], head_cores: str = "0") -> Iterator[str]:
+    """A head on this machine and a node for each shape; where to connect."""
+    if os.geteuid() != 0:
+        raise SystemExit("network namespaces need root")
+    environment = {
+        **os.environ,
+        "RAY_AUTH_MODE": os.environ.setdefault("RAY_AUTH_MODE", "token"),
+        "RAY_AUTH_TOKEN": os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32)),
+        "RAY_USAGE_STATS_ENABLED": "0",
+    }
+    processes: list[subprocess.Popen[bytes]] = []
+    with contextlib.ExitStack() as stack:
+        _run("ip", "link", "add", BRIDGE, "type", "bridge")
+        stack.callback(_run, "ip", "link", "del", BRIDGE)
+        _run("ip", "addr", "add", f"{NET}.1/24", "dev", BRIDGE)
+        _run("ip", "link", "set", BRIDGE, "up")
+        common = ["--block", "--num-cpus=1", f"--object-store-memory={STORE_BYTES}"]
+        address = f"{NET}.1:26379"
+        head = [
+            RAY,
+            "start",
+            "--head",
+            f"--node-ip-address={NET}.1",
+            "--port=26379",
+            "--include-dashboard=false",
+        ]
+        stack.callback(_stop, processes)
+        processes.append(_start(["taskset", "-c", head_cores, *head, *common], environment))
+        time.sleep(8)
+        for number, (name, shape) in enumerate(shapes.items(), 2):
+            space, here, there = f"gimlet-{name}", f"gl{number}", f"gl{number}p"
+            _run("ip", "netns", "add", space)
+            stack.callback(_run, "ip", "netns", "del", space)
+            _run("ip", "link", "add", here, "type", "veth", "peer", "name", there)
+            _run("ip", "link", "set", there, "netns", space)
+            _run("ip", "link", "set", here, "master", BRIDGE, "up")
+            inside = ["ip", "netns", "exec", space]
+            _run(*inside, "ip", "addr", "add", f"{NET}.{number}/24", "dev", there)
+            _run(*inside, "ip", "link", "set", there, "up")
+            _run(*inside, "ip", "link", "set", "lo", "up")
+            limit = ["root", "tbf", "rate", shape.rate, "burst", "1mb", "latency", "100ms"]
+            _run("tc", "qdisc", "add", "dev", here, *limit)
+            _run(*inside, "tc", "qdisc", "add", "dev", there, *limit)
+            node = [RAY, "start", f"--address={address}", f"--node-ip-address={NET}.{number}"]
+            group = _group(stack, space, shape.quota)
+            pinned = [*inside, "taskset", "-c", shape.cores, *node, f"--labels=gimlet/name={name}", *common]
+            joined = ["sh", "-c", f'echo $$ > {group}/cgroup.procs; exec "$@"', "sh"] if group else []
+            processes.append(_start([*joined, *pinned], environment))
+            time.sleep(6)
+        yield address
+
+
+def _group(stack: contextlib.ExitStack, name: str, quota: float | None) -> Path | None:
+    """A control group with a quota, in the first version of control groups."""
+    if quota is None:
+        return None
+    group = Path("/sys/fs/cgroup/cpu") / name
+    group.mkdir()
+    stack.callback(group.rmdir)
+    (group / "cpu.cfs_period_us").write_text("10000")
+    (group / "cpu.cfs_quota_us").write_text(str(int(quota * 10_000)))
+    return group
+
+
+def _start(command: list[str], environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+
+def _stop(processes: list[subprocess.Popen[bytes]]) -> None:
+    for process in reversed(processes):
+        process.terminate()
+    for process in reversed(processes):
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(40)
+    time.sleep(2)
