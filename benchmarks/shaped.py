@@ -72,7 +72,7 @@ def cluster(shapes: Mapping[str, Shape], head_cores: str = "0") -> Iterator[str]
         ]
         stack.callback(_stop, processes)
         processes.append(_start(["taskset", "-c", head_cores, *head, *common], environment))
-        time.sleep(8)
+        _wait(address, 1)
         for number, (name, shape) in enumerate(shapes.items(), 2):
             space, here, there = f"gimlet-{name}", f"gl{number}", f"gl{number}p"
             _run("ip", "netns", "add", space)
@@ -92,8 +92,20 @@ def cluster(shapes: Mapping[str, Shape], head_cores: str = "0") -> Iterator[str]
             pinned = [*inside, "taskset", "-c", shape.cores, *node, f"--labels=gimlet/name={name}", *common]
             joined = ["sh", "-c", f'echo $$ > {group}/cgroup.procs; exec "$@"', "sh"] if group else []
             processes.append(_start([*joined, *pinned], environment))
-            time.sleep(6)
+            _wait(address, number)
         yield address
+
+
+def _wait(address: str, nodes: int) -> None:
+    """Until so many nodes have joined; one after the other, since they would take each other's sockets."""
+    from ray._raylet import GcsClient
+
+    for _ in range(120):
+        time.sleep(0.5)
+        with contextlib.suppress(Exception):
+            if len(GcsClient(address=address).get_all_node_info()) >= nodes:
+                return
+    raise SystemExit(f"node {nodes} did not join the cluster in a minute")
 
 
 def _group(stack: contextlib.ExitStack, name: str, quota: float | None) -> Path | None:
