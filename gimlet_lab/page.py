@@ -13,12 +13,13 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from gimlet_lab import commands, profiling
 from gimlet_lab.errors import GimletError
 from gimlet_lab.hardware.meters import shared
+from gimlet_lab.model import Plan
 from gimlet_lab.notebook import Notebook
 from gimlet_lab.parser import split
 from gimlet_lab.render.text import prediction
@@ -34,6 +35,9 @@ INTERVAL_S = 0.5
 
 #: An answer's text is cut after so many characters.
 MOST_TEXT = 4_000
+
+#: Baselines of a plan that a page is told of.
+_WAYS = 6
 
 #: Runs and plans that a page is told of.
 MOST = 50
@@ -93,6 +97,7 @@ class Page:
     def state(self) -> dict[str, Any]:
         """Runs, plans and the plan in force, as plain data."""
         import gimlet_lab
+        from gimlet_lab.export import targets
 
         held = self._notebook
         deployment = held.deployment
@@ -114,8 +119,18 @@ class Page:
                     "name": label(plan.name),
                     "summary": prediction(plan)[0],
                     "assignment": {label(stage): device for stage, device in plan.assignment.items()},
+                    "seconds": {label(stage): seconds for stage, seconds in _seconds(plan)},
+                    "ways": [
+                        [label(name), way.get("latency_s")]
+                        for name, way in list(plan.baselines.items())[:_WAYS]
+                    ],
                 }
                 for plan in list(held.plans.values())[-MOST:]
+            ],
+            "targets": [
+                {"name": name, "summary": target.summary, "options": dict(target.options)}
+                for name, target in targets().items()
+                if target.takes == "plan"
             ],
             "deployment": None
             if deployment is None
@@ -229,3 +244,11 @@ def _device(name: str, readings: Mapping[str, Any]) -> dict[str, Any]:
         **{key: readings.get(key) for key in wanted},
         "throttled": readings.get("throttle_reasons") or None,
     }
+
+
+def _seconds(plan: Plan) -> Iterator[tuple[str, float]]:
+    """What all calls of each stage are predicted to take where the plan puts it."""
+    for stage in plan.graph.stages:
+        estimate = plan.estimates.get(stage.id, {}).get(plan.assignment.get(stage.id, ""))
+        if estimate is not None:
+            yield stage.id, stage.calls * estimate.seconds

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -21,6 +22,7 @@ CHROMIUM = next((found for name in ("chromium", "chromium-browser") if (found :=
 PAGE = Path(sys.prefix) / "share" / "jupyter" / "labextensions" / "gimlet-lab" / "package.json"
 MIME = "application/vnd.gimlet.run.v1+json"
 PICTURES = Path(__file__).parents[1] / "out"
+AXE = Path(__file__).parents[1] / "extension" / "node_modules" / "axe-core" / "axe.min.js"
 
 pytestmark = [
     pytest.mark.ui,
@@ -120,9 +122,33 @@ class Tab:
         PICTURES.mkdir(exist_ok=True)
         self.page.screenshot(path=PICTURES / f"lab-{name}.png")
 
+    def barriers(self, *selectors: str) -> list[str]:
+        """What axe finds there that keeps somebody from using it."""
+        self.page.add_script_tag(path=AXE)
+        found = self.page.evaluate(
+            "include => axe.run({include}, {resultTypes: ['violations']}).then(found => found.violations)",
+            [[selector] for selector in selectors],
+        )
+        return [
+            f"{one['id']} ({one['impact']}): {node['html'][:120]}: {node['failureSummary'][:200]}"
+            for one in found
+            if one["impact"] in ("serious", "critical")
+            for node in one["nodes"][:3]
+        ]
+
     def close(self) -> None:
         self.page.close()
         assert self.wrong == []
+
+
+def dark(page: Any) -> None:
+    """Choose the dark theme as a user does."""
+    page.keyboard.press("Control+Shift+C")
+    page.keyboard.type("Use Theme: JupyterLab Dark")
+    page.locator(".lm-CommandPalette-item", has_text="JupyterLab Dark").first.wait_for()
+    page.keyboard.press("Enter")
+    page.wait_for_function("document.body.dataset.jpThemeLight === 'false'")
+    page.locator("#jupyterlab-splash").wait_for(state="detached")
 
 
 def test_a_cell_is_profiled_seen_planned_and_placed(server: Server, browser: Any) -> None:
@@ -150,6 +176,7 @@ def test_a_cell_is_profiled_seen_planned_and_placed(server: Server, browser: Any
     panel.locator(".gimlet-runs button", has_text="agent").wait_for()
     panel.locator(".gimlet-device", has_text="cpu").wait_for()
     tab.picture("run")
+    assert tab.barriers("#gimlet-panel", ".jp-OutputArea .gimlet-view") == []
     # The cell that has no magic is profiled by the button, and keeps its text.
     page.click(".jp-Notebook .jp-Cell .cm-content >> nth=3")
     panel.locator("[data-action=profile]").click()
@@ -166,10 +193,23 @@ def test_a_cell_is_profiled_seen_planned_and_placed(server: Server, browser: Any
     panel.locator("[data-action=apply]:not([disabled])").wait_for()
     panel.locator("[data-action=export]").click()
     panel.locator(".gimlet-said", has_text="wrote").wait_for()
-    assert list(server.folder.glob("*.json")), "the exported plan lies beside the notebook"
+    assert list(server.folder.glob("*-plan.json")), "the exported plan lies beside the notebook"
+    # By keyboard: another target, which takes options.
+    panel.get_by_label("Export to").select_option("ray-serve")
+    field = panel.get_by_label("Options of the target")
+    field.focus()
+    page.keyboard.type("app=my_agent:agent")
+    page.keyboard.press("Tab")
+    page.keyboard.press("Enter")
+    panel.locator(".gimlet-said", has_text=re.compile("wrote .*ray-serve.yaml")).wait_for()
+    assert list(server.folder.glob("*-ray-serve.yaml"))
     panel.locator(".gimlet-runs button", has_text="agent").click()
     page.locator(".gimlet-document .gimlet-view").wait_for()
     tab.picture("report")
+    page.evaluate("document.querySelector('.gimlet-document').scrollTop = 0")
+    dark(page)
+    tab.picture("dark")
+    assert tab.barriers("#gimlet-panel", ".gimlet-document .gimlet-view") == []
     page.click(".jp-Notebook .jp-Cell .cm-content >> nth=3")
     page.keyboard.press("Control+s")
     saved = server.folder / "agent.ipynb"

@@ -15,7 +15,7 @@ export interface Actions {
   show(run: string): void;
 }
 
-export const TARGETS = ['plan', 'device-map'];
+const YAML = new Set(['ray-serve', 'kuberay']);
 
 export class Panel extends Widget {
   private readonly status: HTMLElement;
@@ -23,6 +23,8 @@ export class Panel extends Widget {
   private readonly meters = html('div');
   private readonly live = html('div');
   private working = '';
+  /** What was chosen in the export form, which is drawn anew with everything. */
+  private target: { name: string; options: string } | null = null;
 
   constructor(
     private readonly session: Session,
@@ -227,19 +229,18 @@ export class Panel extends Widget {
     if (!plan) {
       return [html('p', { class: 'gimlet-quiet' }, trans.__('No plan yet: it is made from a run.')), advise];
     }
-    const target = html(
-      'select',
-      { 'aria-label': trans.__('Export to') },
-      ...TARGETS.map(name => html('option', { value: name }, name))
-    );
     const rows = Object.entries(plan.assignment).map(([stage, device]) =>
       html(
         'tr',
         {},
         html('th', { scope: 'row' }, clip(stage, 22)),
         html('td', {}, placed?.assignment[stage] ?? '–'),
-        html('td', {}, device)
+        html('td', {}, device),
+        html('td', {}, seconds(plan.seconds?.[stage] ?? null))
       )
+    );
+    const ways = (plan.ways ?? []).map(([name, latency]) =>
+      html('tr', {}, html('th', { scope: 'row' }, clip(name, 22)), html('td', {}, seconds(latency)))
     );
     const apply = this.button('apply', trans.__('Apply'), () => void this.command('apply'), true);
     const back = this.button('rollback', trans.__('Roll back'), () => void this.command('rollback'));
@@ -256,7 +257,7 @@ export class Panel extends Widget {
           html(
             'tr',
             {},
-            ...[trans.__('Stage'), trans.__('Now'), trans.__('Plan')].map(head =>
+            ...[trans.__('Stage'), trans.__('Now'), trans.__('Plan'), trans.__('Predicted')].map(head =>
               html('th', { scope: 'col' }, head)
             )
           )
@@ -271,16 +272,62 @@ export class Panel extends Widget {
         apply,
         back
       ),
-      html(
-        'div',
-        { class: 'gimlet-buttons' },
-        target,
-        this.button(
-          'export',
-          trans.__('Export'),
-          () => void this.command(`export ${target.value} ${plan.id}-${target.value}.json`)
-        )
-      )
+      ...(ways.length
+        ? [
+            html(
+              'details',
+              {},
+              html('summary', {}, trans.__('Other ways')),
+              html('table', { class: 'gimlet-table' }, html('tbody', {}, ...ways))
+            )
+          ]
+        : []),
+      this.exporting(plan.id)
     ];
+  }
+
+  /** A form with the targets, and a field for the options of one that takes some. */
+  private exporting(plan: string): HTMLElement {
+    const trans = this.trans;
+    const targets = this.session.state?.targets ?? [];
+    const select = html(
+      'select',
+      { 'aria-label': trans.__('Export to') },
+      ...targets.map(one => html('option', { value: one.name, title: one.summary }, one.name))
+    );
+    const field = html('input', { type: 'text', 'aria-label': trans.__('Options of the target') });
+    const chosen = (): (typeof targets)[number] | undefined => targets.find(one => one.name === select.value);
+    const show = (): void => {
+      const names = Object.keys(chosen()?.options ?? {});
+      field.hidden = names.length === 0;
+      field.placeholder = names.map(name => `${name}=…`).join(' ');
+      field.title = Object.entries(chosen()?.options ?? {})
+        .map(([name, text]) => `${name}: ${text}`)
+        .join('\n');
+    };
+    if (this.target && targets.some(one => one.name === this.target?.name)) {
+      select.value = this.target.name;
+      field.value = this.target.options;
+    }
+    const keep = (): void => {
+      this.target = { name: select.value, options: field.value };
+      show();
+    };
+    select.addEventListener('change', keep);
+    field.addEventListener('input', keep);
+    show();
+    const write = (): void => {
+      const file = `${plan}-${select.value}.${YAML.has(select.value) ? 'yaml' : 'json'}`;
+      const options = field.hidden ? [] : field.value.split(/\s+/).filter(Boolean);
+      const words = options.map(option => `--option ${JSON.stringify(option)}`);
+      void this.command(['export', select.value, file, ...words].join(' '));
+    };
+    return html(
+      'div',
+      { class: 'gimlet-buttons' },
+      select,
+      field,
+      this.button('export', trans.__('Export'), write)
+    );
   }
 }

@@ -30,7 +30,18 @@ export interface State {
   protocol: number;
   version: string;
   runs: { name: string; started: string; duration_s: number | null; finding: string }[];
-  plans: { id: string; name: string; summary: string; assignment: Record<string, string> }[];
+  plans: {
+    id: string;
+    name: string;
+    summary: string;
+    assignment: Record<string, string>;
+    /** Predicted, of all calls of a stage. */
+    seconds?: Record<string, number>;
+    /** Other ways to place it, and their latency; null where it is none. */
+    ways?: [string, number | null][];
+  }[];
+  /** What a plan can be exported as. */
+  targets?: { name: string; summary: string; options: Record<string, string> }[];
   deployment: { id: string; assignment: Record<string, string> } | null;
 }
 

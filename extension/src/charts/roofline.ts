@@ -7,7 +7,7 @@ import { html, svg, table } from './dom';
 import { Selection, selectable } from './selection';
 import { MARKS } from './timeline';
 
-const WIDTH = 720;
+const WIDTH = 560;
 const HEIGHT = 300;
 const FRAME = { left: 46, right: 14, top: 24, bottom: 40 };
 
