@@ -51,6 +51,7 @@ bench: setup
 	$(BIN)/python benchmarks/meters.py
 	$(BIN)/python benchmarks/agent.py
 	$(BIN)/python benchmarks/dry.py
+	$(BIN)/python benchmarks/view.py
 
 # Two hundred runs over three nodes of Ray, with something killed in each: twenty minutes.
 chaos: setup

@@ -6,8 +6,10 @@ import importlib.util
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+from fake_drivers import AMDSMI, NO_AMDSMI, has_amdsmi
 from nodes import cluster
 from placing import function, module, notebook, plan
 
@@ -151,6 +153,42 @@ def test_what_is_refused_is_said_in_a_line(nodes, fleet):
     with pytest.raises(GimletError, match="Ray Client is not supported"):
         gimlet.connect("ray", "ray://somewhere:10001")
     gimlet.connect("ray", nodes.address)
+
+
+def test_another_version_is_refused_with_the_fix(nodes, fleet, monkeypatch):
+    monkeypatch.setattr(
+        "gimlet_lab.backends.ray.cluster.versions", lambda names: dict.fromkeys(names, "99.0")
+    )
+    with pytest.raises(GimletError, match=r"node '\w+' has gimlet-lab .*, this notebook 99.0: pip install"):
+        gimlet.connect("ray", nodes.address)
+    monkeypatch.undo()
+    assert {device.id for device in gimlet.connect("ray", nodes.address)} >= {"cpu", "small/cpu"}
+
+
+def test_without_ray_a_line_says_what_to_install(monkeypatch):
+    from gimlet_lab.backends.ray.library import library
+
+    monkeypatch.delitem(sys.modules, "ray", raising=False)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _name: None)
+    with pytest.raises(GimletError, match=r"Ray is not installed: pip install 'gimlet-lab\[ray\]'"):
+        library()
+
+
+@pytest.mark.skipif(not has_amdsmi(), reason=NO_AMDSMI)
+def test_amds_binding_without_rocm_breaks_nothing():
+    bare = "import ray\nray.init(address='local', include_dashboard=False)"
+    ours = (
+        "import gimlet_lab as gimlet\n"
+        "from placing import functions, notebook\n"
+        "gimlet.connect('ray')\n"
+        "book = notebook('def tool(): return 42')\n"
+        "with gimlet.apply(functions(tool='cpu_0'), 'ray', book): print(book['tool']())\n"
+    )
+    path = os.pathsep.join([str(AMDSMI), str(Path(__file__).parent)])
+    own = {**os.environ, "PYTHONPATH": path}
+    done = subprocess.run([sys.executable, "-c", ours], env=own, capture_output=True, text=True)
+    assert done.stdout.splitlines()[-1:] == ["42"], done.stderr[-2000:]
+    assert subprocess.run([sys.executable, "-c", bare], env=own, capture_output=True).returncode != 0
 
 
 def connecting(address: str, **environment: str) -> str:
