@@ -1,14 +1,15 @@
 """What the devices' meters cost, and whether they hold on bad days.
 
-Two groups: `faults` runs what vendors' libraries do on bad days (tests/meter_faults.py: their own Python
-bindings over libraries that stand in for drivers), `overhead` a decode loop bare and with the meters read ten
+Three groups: `faults` runs what vendors' libraries do on bad days (tests/meter_faults.py: their own Python
+bindings over libraries that stand in for drivers), `meters` a decode loop bare and with the meters read ten
 times a second: on a machine without cards, and on one of eight stand-in cards, there beside nvitop's collector
 at the same rate where it is installed (`pip install --no-deps --target DIR nvitop`, DIR in PEERS). No real card
-is read by either.
+is read by either. `stacks` is `stacks.py`, what sampling stacks costs beside py-spy (and Scalene, with --peers), and how
+well it tells where time went.
 
 Each round runs every variant once, in a new order; a ratio is against the bare run of the same round.
 
-    python benchmarks/meters.py [--only faults|overhead] [--rounds 9] [--json]
+    python benchmarks/meters.py [--only faults|meters|stacks] [--rounds 9] [--json]
 """
 
 from __future__ import annotations
@@ -40,6 +41,7 @@ def main() -> None:
     )
     parser.add_argument("--only", choices=GROUPS, help="one group of figures")
     parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--peers", metavar="DIR", help="where Scalene is (see stacks.py)")
     parser.add_argument("--json", action="store_true", help="print one JSON object, nothing else")
     parser.add_argument("--measure", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -56,11 +58,16 @@ def main() -> None:
     if "faults_passed" in result:
         print(f"bad days: {result['faults_passed']} of {result['faults']} as they must be")
         print("".join(f"  failed: {name}\n" for name in result["faults_failed"]), end="")
-    for machine, rows in result.get("overhead", {}).items():
+    for machine, rows in result.get("meters_overhead", {}).items():
         for name, row in rows.items():
             low, high = row["cpu_range"]
             own = "" if row["own_cpu"] is None else f", of its own threads {row['own_cpu']:.2%} of a core"
             print(f"{machine:10} {name:20} CPU {row['cpu_ratio']:.3f} ({low:.3f} – {high:.3f}){own}")
+    if "attribution_error_max" in result:
+        cpu, wall = result["overhead"]["cpu_ratio"], result["overhead"]["wall_ratio"]
+        print(
+            f"stacks: CPU {cpu:.3f}, wall {wall:.3f} times; {result['attribution_error_max']:.1f} points off at most"
+        )
 
 
 def faults(_options: argparse.Namespace) -> dict[str, Any]:
@@ -77,7 +84,7 @@ def faults(_options: argparse.Namespace) -> dict[str, Any]:
     return {"faults_passed": total - len(failed), "faults": total, "faults_failed": failed}
 
 
-def overhead(options: argparse.Namespace) -> dict[str, Any]:
+def meters(options: argparse.Namespace) -> dict[str, Any]:
     """What reading costs, in processes with and without cards."""
     from fake_drivers import environment
 
@@ -89,10 +96,26 @@ def overhead(options: argparse.Namespace) -> dict[str, Any]:
             own["PYTHONPATH"] += os.pathsep + os.environ.get("PEERS", "")
         done = subprocess.run(command, env=own, stdout=subprocess.PIPE, text=True, check=True)
         result[name] = json.loads(done.stdout.splitlines()[-1])
-    return {"overhead": result}
+    return {"meters_overhead": result}
 
 
-GROUPS = {"faults": faults, "overhead": overhead}
+def stacks(options: argparse.Namespace) -> dict[str, Any]:
+    """What sampling costs and tells."""
+    more = ["--peers", options.peers] if options.peers else []
+    command = [
+        sys.executable,
+        str(HERE.with_name("stacks.py")),
+        "--json",
+        "--rounds",
+        str(options.rounds),
+        *more,
+    ]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+GROUPS = {"faults": faults, "meters": meters, "stacks": stacks}
 
 
 def measure(rounds: int) -> dict[str, Any]:
