@@ -572,3 +572,22 @@ def test_the_real_processor_is_busy_while_it_works() -> None:
     assert found["cpu"]["process_cores"] > 0.1
     assert found["cpu"]["utilization"] > 0.1
     assert {device for device in found if device != "cpu"} == set(probe.devices[1:])
+
+
+def test_a_device_that_answers_slowly_is_asked_more_rarely() -> None:
+    clock = Clock()
+
+    def slow(_now_s: float) -> dict[str, float]:
+        clock.now_s += 1.0  # as long as the driver takes
+        return {"load": 1.0}
+
+    def passes() -> bool:
+        clock.now_s += 0.5
+        return len(device.times) >= 4
+
+    device = Device("a:0", slow)
+    sampler = Sampler(lambda: [Vendor("a", device)], clock)
+    with sampler.subscribe(0.001):
+        until(passes)
+        times = list(device.times)  # the last reader's last reading comes when it goes
+    assert min(later - earlier for earlier, later in pairwise(times)) >= 1.0 + 9.0

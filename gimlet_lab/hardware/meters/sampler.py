@@ -253,6 +253,8 @@ class Sampler:
                 if self._thread is not me:
                     return  # nobody may be woken who has been told to end
                 for worker in self._workers():
+                    if worker.rests(self.clock()):
+                        continue
                     if not worker.wake() and worker.hangs(self.clock(), self._deadline_s):
                         line = f"its meter did not answer for {self._deadline_s:g} s or longer"
                         self.note(f"{worker.name}: {line}")

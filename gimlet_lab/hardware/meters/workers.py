@@ -17,6 +17,10 @@ if TYPE_CHECKING:
 #: Devices that were not found, or lost, are looked for again after this long at the earliest.
 AGAIN_S = 10.0
 
+#: A probe rests for so many times as long as it took: drivers answer slowly while a device works hard (NVML on
+#: a loaded H100 takes 4 to 36 ms a call), and asking them takes from what they should be doing.
+REST = 9.0
+
 
 class Opened:
     """A meter with its probes' threads."""
@@ -77,6 +81,7 @@ class Worker:
     def __init__(self, name: str, job: Callable[[], None], sampler: Sampler) -> None:
         self.name = name
         self.busy_since: float | None = None
+        self._rests_until_s = -math.inf
         self._job = job
         self._sampler = sampler
         self._lock = threading.Lock()
@@ -110,6 +115,10 @@ class Worker:
         since = self.busy_since
         return since is not None and now_s - since > deadline_s
 
+    def rests(self, now_s: float) -> bool:
+        """Whether its last job took so long that it is to be left alone."""
+        return now_s < self._rests_until_s
+
     def wait(self, seconds: float) -> None:
         """Wait for the job that was begun, if one was."""
         if self.busy:
@@ -141,6 +150,8 @@ class Worker:
         finally:
             self._sampler.spend(time.thread_time() - before)
             with self._lock:
+                now_s = self._sampler.clock()
+                self._rests_until_s = now_s + REST * (now_s - (self.busy_since or now_s))
                 self.busy_since = None
                 self._done.set()
 
