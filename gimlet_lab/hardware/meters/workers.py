@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 #: Devices that were not found, or lost, are looked for again after this long at the earliest.
 AGAIN_S = 10.0
 
-#: A probe rests for so many times as long as it took: drivers answer slowly while a device works hard (NVML on
-#: a loaded H100 takes 4 to 36 ms a call), and asking them takes from what they should be doing.
+#: A probe rests for so many times as long as it took: drivers answer slowly while a device works hard (NVML
+#: on a loaded H100 takes 4 to 36 ms a call), and asking them takes from what they should be doing.
 REST = 9.0
 
 
