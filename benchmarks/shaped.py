@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
+import signal
 import subprocess
 import sys
 import time
@@ -114,10 +115,22 @@ def _group(stack: contextlib.ExitStack, name: str, quota: float | None) -> Path 
         return None
     group = Path("/sys/fs/cgroup/cpu") / name
     group.mkdir()
-    stack.callback(group.rmdir)
+    stack.callback(_empty, group)
     (group / "cpu.cfs_period_us").write_text("10000")
     (group / "cpu.cfs_quota_us").write_text(str(int(quota * 10_000)))
     return group
+
+
+def _empty(group: Path) -> None:
+    """Take a group away, with what is still in it."""
+    for _ in range(100):
+        for pid in (group / "cgroup.procs").read_text().split():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(int(pid), signal.SIGKILL)
+        with contextlib.suppress(OSError):
+            group.rmdir()
+            return
+        time.sleep(0.1)
 
 
 def _start(command: list[str], environment: Mapping[str, str]) -> subprocess.Popen[bytes]:

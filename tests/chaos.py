@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import collections
+import contextlib
 import json
 import os
 import random
@@ -128,7 +129,8 @@ def _run(
     if node is not None:
         machines.remove_node(machines.named[node], allow_graceful=False)
     else:
-        os.kill(dice.choice(sorted(actor["Pid"] for actor in actors())), signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):  # the one killed before, not yet said to be dead
+            os.kill(dice.choice(sorted(actor["Pid"] for actor in actors())), signal.SIGKILL)
     thread.join(HANGS_S)
     return outcome[0]
 

@@ -48,6 +48,8 @@ class RayWorker(Remote):
     def begin(self) -> None:
         """Ask for the actor, without waiting for it: several nodes start theirs at once."""
         if self._actor is None:
+            if not self._cluster.ray.is_initialized():  # Ray would start a cluster of its own
+                raise WorkerDiedError(f"{self.device}: the cluster was left")
             if not self._cluster.alive(self.node):
                 raise WorkerDiedError(f"{self.device}: its node has left the cluster")
             made = self._cluster.ray.remote(StageActor).options(**self._cluster.on(self.node))
