@@ -100,7 +100,7 @@ torch.set_num_threads(1)
 def generate(prompt, new=16):
     inputs = tokenizer(prompt, return_tensors="pt")
     with torch.inference_mode():
-        return llm.generate(**inputs, max_new_tokens=new, do_sample=False).tolist()
+        return llm.generate(**inputs, max_new_tokens=new, min_new_tokens=new, do_sample=False).tolist()
 
 topics = ["light", "sea", "wind", "ship", "stone", "fog", "tide", "lamp", "coast", "night"]
 prompts = [f"Write {n} sentences on the {topic} of a lighthouse." for n in range(1, 6) for topic in topics]

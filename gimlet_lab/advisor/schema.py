@@ -175,8 +175,12 @@ def check(value: Any, rule: Mapping[str, Any], path: tuple[object, ...] = ()) ->
     if isinstance(value, Mapping):
         _check_object(value, rule, path)
     elif isinstance(value, list | tuple):
+        items = rule.get("items", {})
+        fine = _flat(items)
         for index, child in enumerate(value):
-            check(child, rule.get("items", {}), (*path, index))
+            # A million edges are seen to be right at a glance; others are looked at, to say what is wrong.
+            if not (fine and fine(child)):
+                check(child, items, (*path, index))
     elif isinstance(value, str):
         if len(value) < rule.get("minLength", 0):
             raise UsageError(f"{place(path)}: is empty")
@@ -187,6 +191,42 @@ def check(value: Any, rule: Mapping[str, Any], path: tuple[object, ...] = ()) ->
             raise UsageError(f"{place(path)}: {value} is below {rule['minimum']}")
         if value > rule.get("maximum", value):
             raise UsageError(f"{place(path)}: {value} is above {rule['maximum']:g}")
+
+
+def _flat(rule: Mapping[str, Any]) -> Callable[[object], bool] | None:
+    """A quick test that says yes only to what :func:`check` lets pass: plain objects of names and numbers."""
+    known, required = rule.get("properties"), set(rule.get("required", ()))
+    if known is None or not all(_is_plain(one) for one in known.values()):
+        return None
+    texts = {name for name, one in known.items() if "string" in one["type"]}
+    tests = {
+        name: (one.get("minimum", -math.inf), one.get("maximum", math.inf)) for name, one in known.items()
+    }
+
+    def fine(value: object) -> bool:
+        if type(value) is not dict or not required <= value.keys():
+            return False
+        for name, child in value.items():
+            if name not in tests:
+                return False
+            if name in texts:
+                if type(child) is not str or not child:
+                    return False
+            elif type(child) is float or type(child) is int:
+                low, high = tests[name]
+                if not (low <= child <= high and child < math.inf):
+                    return False
+            else:
+                return False
+        return True
+
+    return fine
+
+
+def _is_plain(rule: Mapping[str, Any]) -> bool:
+    names = rule.get("type")
+    kinds = {names} if isinstance(names, str) else set(names or ())
+    return kinds - {"null"} in ({"string"}, {"number"})
 
 
 def _check_object(value: Mapping[str, Any], rule: Mapping[str, Any], path: tuple[object, ...]) -> None:
