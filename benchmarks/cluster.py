@@ -107,7 +107,7 @@ prompts = [f"Write {n} sentences on the {topic} of a lighthouse." for n in range
 """
 EQUAL = """
 expected = [generate(prompt) for prompt in prompts]
-%gimlet apply split --quiet
+%gimlet apply split
 """
 EQUAL_MEASURE = """
 from gimlet_lab import notebook
@@ -156,15 +156,17 @@ work()
 REQUESTS = """
 from concurrent.futures import ThreadPoolExecutor
 
+notes = " ".join(f"Lamp {n} is seen {3 * n % 29} miles off." for n in range(24))
+
 def serve(count=8):
     with ThreadPoolExecutor(count) as pool:
-        return list(pool.map(generate, prompts[:count]))
+        return list(pool.map(lambda prompt: generate(notes + prompt, 10), prompts[:count]))
 """
 
 WAYS = """
 import random
 stages = {stages!r}
-fleet = "cpu fast/cpu slow/cpu near/cpu"
+fleet = {fleet!r}
 places = {{"plan": {{}}, "driver": dict.fromkeys(stages, "cpu"), "fastest": dict.fromkeys(stages, "fast/cpu"),
           "random": {{stage: random.Random(3).choice(fleet.split()) for stage in stages}}}}
 plans = {{name: gimlet.advise(run, gimlet.fleet(*fleet.split()), pin=pin or None, **{options}) for name, pin in places.items()}}
@@ -174,7 +176,7 @@ for _ in range({rounds}):
         with gimlet.apply(one):
             {call}
             taken[name].append(seconds(lambda: {call}))
-print(json.dumps({{"predicted": {{n: p.latency_s for n, p in plans.items()}}, "seconds": taken,
+print(json.dumps({{"predicted": {{n: {predicted} for n, p in plans.items()}}, "seconds": taken,
                   "assignment": {{n: dict(p.assignment) for n, p in plans.items()}}}}))
 """
 SECONDS = """
@@ -212,14 +214,21 @@ def equality(connect: str) -> dict:
 
 
 def latency(connect: str) -> dict:
-    ways = WAYS.format(stages=["ahead", "left", "right"], options={}, rounds=5, call="work()")
+    ways = WAYS.format(
+        stages=["ahead", "left", "right"], options={}, rounds=5, call="work()", predicted="p.latency_s",
+        fleet="cpu fast/cpu slow/cpu near/cpu",
+    )  # fmt: skip
     return gains(execute([connect, BRANCHES, "%%gimlet -o run --quiet\nwork()", SECONDS, ways]))
 
 
 def throughput(connect: str) -> dict:
-    options = {"objective": "throughput"}
-    ways = WAYS.format(stages=["prefill", "decode"], options=options, rounds=2, call="serve()")
-    cells = [connect, LLM, REQUESTS, "%%gimlet -o run --quiet\ngenerate(prompts[0])", SECONDS, ways]
+    # Only what has a core of its own here: two nodes on one core would be planned as two.
+    ways = WAYS.format(
+        stages=["prefill", "decode"], options={"objective": "throughput"}, rounds=3, call="serve()",
+        predicted='8 * p.solution["objective"]', fleet="cpu fast/cpu",
+    )  # fmt: skip
+    request = "%%gimlet -o run --quiet\ngenerate(notes + prompts[0], 10)"
+    cells = [connect, LLM, REQUESTS, request, request, SECONDS, ways]
     return gains(execute(cells))
 
 
