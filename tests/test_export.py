@@ -21,6 +21,8 @@ def test_the_targets_say_what_they_take() -> None:
     assert {name: target.takes for name, target in export.targets().items()} == {
         "plan": "plan",
         "device-map": "plan",
+        "ray-serve": "plan",
+        "kuberay": "plan",
         "perfetto": "run",
         "speedscope": "run",
         "csv": "run",

@@ -315,7 +315,8 @@ def test_line_commands_say_what_is_wrong_in_one_line(kernel: Kernel) -> None:
     for line, said in {
         "phasse": "did you mean 'phases'",
         "phases nosuchrun": "no run 'nosuchrun'",
-        "connect ray": "not built yet",
+        "connect rai": "did you mean 'ray'",
+        "connect ray ray://far:10001": "Ray Client is not supported",
         "watch on": "not built yet",
         "compare a": "needs RUN",
         "profile": "%%gimlet",
