@@ -24,7 +24,7 @@ from gimlet_lab.backends.ambient import ambient
 from gimlet_lab.backends.base import PLACED, Placed
 from gimlet_lab.backends.lookahead import Started, behind
 from gimlet_lab.backends.packing import Packed, describe, fingerprint, pack
-from gimlet_lab.backends.remote import Remote, WorkerDiedError, WorkerLostError, emit
+from gimlet_lab.backends.remote import Remote, WorkerDiedError, WorkerLostError, again, emit
 from gimlet_lab.backends.trampoline import forget_frames, trampoline
 from gimlet_lab.backends.usage import Usage
 from gimlet_lab.boundary import Ledger
@@ -221,21 +221,16 @@ class Function:
     ) -> tuple[tuple[Any, ...], int]:
         """Call the worker; a second one where the first is lost and the function may run twice."""
         name = self.function.__qualname__
+        if self.idempotent:
+            return again(lambda: worker.call(request, printed=printed), name, self.usage.lost)
         try:
-            return worker.call(request, printed=printed, once=not self.idempotent)
+            return worker.call(request, printed=printed, once=True)
         except WorkerLostError as error:
             self.usage.lost(str(error))
-            if not self.idempotent:
-                raise WorkerLostError(
-                    f"{error} while it ran {name}, which is declared idempotent=False: "
-                    "whether it was done is not known, and it was not tried again"
-                ) from None
-        try:
-            return worker.call(request, printed=printed)
-        except WorkerLostError as error:
-            self.usage.lost(str(error))
-            # Not on the host: what ends two workers might end the kernel.
-            raise WorkerLostError(f"{error} while it ran {name}, and so was the one before") from None
+            raise WorkerLostError(
+                f"{error} while it ran {name}, which is declared idempotent=False: "
+                "whether it was done is not known, and it was not tried again"
+            ) from None
 
     # -- ahead of the program ----------------------------------------------------------------------------
 

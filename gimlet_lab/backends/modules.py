@@ -20,7 +20,7 @@ from gimlet_lab.backends.ambient import ambient
 from gimlet_lab.backends.base import PLACED, Placed
 from gimlet_lab.backends.packing import Packed, describe, fingerprint, own_hooks, pack
 from gimlet_lab.backends.places import Place
-from gimlet_lab.backends.remote import Remote, WorkerDiedError, WorkerLostError
+from gimlet_lab.backends.remote import Remote, WorkerDiedError, WorkerLostError, again
 from gimlet_lab.backends.resident import Resident
 from gimlet_lab.backends.trampoline import forget_frames
 from gimlet_lab.backends.usage import Usage
@@ -238,18 +238,9 @@ class Module:
         self, worker: Remote, usage: Usage, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[bool, Any]:
         """Make a call on a worker, or the next one where it is lost: its result, or why it is the host's."""
-        try:
-            return self._attempt(worker, usage, call, args, kwargs)
-        except WorkerLostError as error:
-            usage.lost(str(error))
-        try:
-            return self._attempt(worker, usage, call, args, kwargs)
-        except WorkerLostError as error:
-            usage.lost(str(error))
-            # Not on the host: what ends two workers might end the kernel.
-            raise WorkerLostError(
-                f"{error} while it ran {type(self.module).__name__}, and so was the one before"
-            ) from None
+        return again(
+            lambda: self._attempt(worker, usage, call, args, kwargs), type(self.module).__name__, usage.lost
+        )
 
     def _attempt(
         self, worker: Remote, usage: Usage, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]

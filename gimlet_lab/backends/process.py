@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from gimlet_lab.backends.channel import Channel, ChannelClosedError
@@ -179,21 +179,12 @@ class Worker(Remote):
         sock, self.pid = TEMPLATE.fork(self.cores)
         self._channel = Channel(sock)
 
-    def _exchange(
-        self,
-        packed: Packed,
-        unpacked: Callable[[Packed], tuple[Any, ...]],
-        print_out: Callable[[str, str], object],
-    ) -> tuple[tuple[Any, ...], int]:
+    def _exchange(self, packed: Packed) -> Iterator[Packed]:
         channel = self._channel
         assert channel is not None
         channel.send(packed)
         while True:
-            received = channel.receive()
-            answer = unpacked(received)
-            if answer[0] != "output":
-                return answer, received.nbytes
-            print_out(answer[1], answer[2])
+            yield channel.receive()
 
     def _end(self) -> str:
         channel, self._channel = self._channel, None

@@ -8,11 +8,13 @@ from __future__ import annotations
 import sys
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
 
 from gimlet_lab.backends.packing import Packed, pack, unpack
 from gimlet_lab.errors import GimletError
+
+_T = TypeVar("_T")
 
 #: A worker that died this often, and answered no call in between, is not started again: it would die again.
 MAX_DEATHS = 3
@@ -66,18 +68,8 @@ class Remote(ABC):
         """
 
     @abstractmethod
-    def _exchange(
-        self,
-        packed: Packed,
-        unpacked: Callable[[Packed], tuple[Any, ...]],
-        print_out: Callable[[str, str], object],
-    ) -> tuple[tuple[Any, ...], int]:
-        """Send a message: the answer, ``unpacked`` where it arrives, and its bytes.
-
-        Parameters
-        ----------
-        print_out : callable
-            Takes what is printed meanwhile, as stream and text.
+    def _exchange(self, packed: Packed) -> Iterator[Packed]:
+        """Send a message: what comes back as it comes, ``("output", stream, text)`` and at last the answer.
 
         Raises
         ------
@@ -87,7 +79,7 @@ class Remote(ABC):
 
     @abstractmethod
     def _end(self) -> str:
-        """End it, whatever it does; how it ended, behind "the worker"."""
+        """End it, whatever it does; how it ended, behind "the worker", where more is known than raised."""
 
     def start(self) -> None:
         """Start it and send it what it had before, where it died."""
@@ -168,17 +160,20 @@ class Remote(ABC):
         find: Callable[[Any], Any] | None = None,
         printed: list[tuple[str, str]] | None = None,
     ) -> tuple[tuple[Any, ...], int]:
-        def print_out(stream: str, text: str) -> None:
-            if printed is None:
-                emit(stream, text)
-            else:
-                printed.append((stream, text))
-
         try:
-            return self._exchange(packed, lambda received: unpack(received, find), print_out)
-        except ConnectionError:
+            coming = self._exchange(packed)
+            while True:
+                received = next(coming)
+                answer: tuple[Any, ...] = unpack(received, find)
+                if answer[0] != "output":
+                    return answer, received.nbytes
+                if printed is None:
+                    emit(answer[1], answer[2])
+                else:
+                    printed.append((answer[1], answer[2]))
+        except ConnectionError as error:
             self.deaths += 1
-            raise WorkerLostError(f"the worker of {self.device} {self._end()}") from None
+            raise WorkerLostError(f"the worker of {self.device} {self._end() or error}") from None
         except BaseException:
             # Ctrl-C, or an answer that cannot be read: where the conversation stands is not known any more.
             self._end()
@@ -190,6 +185,32 @@ class Remote(ABC):
             self._closed = True
             self._end()
             self.contents = {}
+
+
+def again(attempt: Callable[[], _T], what: str, lost: Callable[[str], object]) -> _T:
+    """Make a call, and once more where the worker ends under it.
+
+    Parameters
+    ----------
+    what : str
+        What is called.
+    lost : callable
+        Takes how each worker ended.
+
+    Raises
+    ------
+    WorkerLostError
+        If the second one ends too. What ends two workers might end the kernel, so it is not tried there.
+    """
+    try:
+        return attempt()
+    except WorkerLostError as error:
+        lost(str(error))
+    try:
+        return attempt()
+    except WorkerLostError as error:
+        lost(str(error))
+        raise WorkerLostError(f"{error} while it ran {what}, and so was the one before") from None
 
 
 def emit(stream: str, text: str) -> None:

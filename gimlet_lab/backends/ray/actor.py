@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, cast
 
 import numpy as np
 
-from gimlet_lab.backends.packing import Packed, unpack
+from gimlet_lab.backends.packing import Packed
 from gimlet_lab.backends.serving import Server
 from gimlet_lab.hardware.machine import threads
 
@@ -18,17 +18,16 @@ class Printed:
     """In place of a channel: what a call prints goes back with its answer."""
 
     def __init__(self) -> None:
-        self.lines: list[tuple[str, str]] = []
+        self._streams: list[bytes] = []
 
     def send(self, packed: Packed) -> None:
         """Take an ``("output", stream, text)``."""
-        _, stream, text = unpack(packed)
-        self.lines.append((stream, text))
+        self._streams.append(packed.stream)
 
-    def take(self) -> list[tuple[str, str]]:
-        """What was printed since last asked."""
-        lines, self.lines = self.lines, []
-        return lines
+    def take(self) -> list[bytes]:
+        """What was printed since last asked, still packed."""
+        streams, self._streams = self._streams, []
+        return streams
 
 
 class StageActor:
@@ -58,7 +57,7 @@ class StageActor:
         return os.getpid()
 
     def answer(self, stream: bytes, buffers: Sequence[Any]) -> list[Any]:
-        """Answer a message: what was printed, the pickle, and its buffers."""
+        """Answer a message: what was printed, the pickle, and its buffers; see :func:`messages`."""
         reply = self.server.reply(Packed(stream, writable(buffers)))
         return [self.printed.take(), reply.stream, *arrays(reply)]
 
@@ -75,6 +74,13 @@ def use_threads(cores: int) -> None:
 def arrays(packed: Packed) -> list[Any]:
     """The buffers as arrays, which Ray moves without pickling them."""
     return [np.frombuffer(buffer, dtype=np.uint8) for buffer in packed.buffers]
+
+
+def messages(reply: Sequence[Any]) -> Iterator[Packed]:
+    """What :meth:`StageActor.answer` sends, as the messages that it stands for."""
+    printed, stream, *buffers = reply
+    yield from map(Packed, printed)
+    yield Packed(stream, writable(buffers))
 
 
 def writable(buffers: Sequence[Any]) -> tuple[memoryview, ...]:

@@ -12,7 +12,7 @@ import inspect
 import os
 import sys
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -21,7 +21,7 @@ import cloudpickle
 from gimlet_lab.backends.deployment import PlacedDeployment
 from gimlet_lab.backends.packing import Packed
 from gimlet_lab.backends.places import Place, Places
-from gimlet_lab.backends.ray.actor import StageActor, arrays, use_threads, writable
+from gimlet_lab.backends.ray.actor import StageActor, arrays, messages, use_threads
 from gimlet_lab.backends.ray.cluster import START_S
 from gimlet_lab.backends.ray.library import first_line, library
 from gimlet_lab.backends.remote import Remote, WorkerDiedError
@@ -74,24 +74,15 @@ class ReplicaPlace(Remote):
         except Exception as error:  # noqa: BLE001 - whatever Serve and Ray raise
             raise WorkerDiedError(f"no replica answers for {self.device}: {first_line(error)}") from None
 
-    def _exchange(
-        self,
-        packed: Packed,
-        unpacked: Callable[[Packed], tuple[Any, ...]],
-        print_out: Callable[[str, str], object],
-    ) -> tuple[tuple[Any, ...], int]:
+    def _exchange(self, packed: Packed) -> Iterator[Packed]:
         ray = library()
         try:
-            answer = self._handle.answer_as.remote(self._name, packed.stream, arrays(packed)).result()
+            reply = self._handle.answer_as.remote(self._name, packed.stream, arrays(packed)).result()
         except ray.exceptions.RayError as error:
             raise ConnectionError(first_line(error)) from None
-        if answer is None:
+        if reply is None:
             raise ConnectionError("another replica has taken its place")
-        printed, stream, *buffers = answer
-        for name, text in printed:
-            print_out(name, text)
-        received = Packed(stream, writable(buffers))
-        return unpacked(received), received.nbytes
+        yield from messages(reply)
 
     def _end(self) -> str:
         self._name = None

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Callable
+from collections.abc import Iterator
 from typing import Any
 
 from gimlet_lab.backends.packing import Packed
-from gimlet_lab.backends.ray.actor import StageActor, arrays, writable
+from gimlet_lab.backends.ray.actor import StageActor, arrays, messages
 from gimlet_lab.backends.ray.cluster import START_S, Cluster
 from gimlet_lab.backends.ray.library import first_line
 from gimlet_lab.backends.remote import Remote, WorkerDiedError
@@ -38,7 +38,6 @@ class RayWorker(Remote):
         self._cluster = cluster
         self._actor: Any = None
         self._ready = False
-        self._why = ""
 
     @property
     def running(self) -> bool:
@@ -72,32 +71,21 @@ class RayWorker(Remote):
         self.pid = pid if self.node == self._cluster.here() else 0
         self._ready = True
 
-    def _exchange(
-        self,
-        packed: Packed,
-        unpacked: Callable[[Packed], tuple[Any, ...]],
-        print_out: Callable[[str, str], object],
-    ) -> tuple[tuple[Any, ...], int]:
+    def _exchange(self, packed: Packed) -> Iterator[Packed]:
         ray = self._cluster.ray
         try:
-            printed, stream, *buffers = ray.get(self._actor.answer.remote(packed.stream, arrays(packed)))
+            reply = ray.get(self._actor.answer.remote(packed.stream, arrays(packed)))
         except ray.exceptions.RayError as error:
-            self._why = _how(error)
-            raise ConnectionError(self._why) from None
-        for name, text in printed:
-            print_out(name, text)
-        received = Packed(stream, writable(buffers))
-        del buffers
-        return unpacked(received), received.nbytes
+            raise ConnectionError(_how(error)) from None
+        yield from messages(reply)
 
     def _end(self) -> str:
         actor, self._actor, self._ready, self.pid = self._actor, None, False, 0
-        why, self._why = self._why or "ended", ""
         if actor is not None and self._cluster.ray.is_initialized():
             # Gone already, or the cluster is.
             with contextlib.suppress(Exception):
                 self._cluster.ray.kill(actor, no_restart=True)
-        return why
+        return ""
 
 
 def _how(error: BaseException) -> str:
