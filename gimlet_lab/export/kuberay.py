@@ -52,7 +52,6 @@ def manifest(plan: Plan, options: Mapping[str, Any]) -> dict[str, Any]:
         raise UsageError(f"name={name!r}: Kubernetes takes small letters, digits and dashes")
     # Inside the cluster the proxy is reached by a Service of Kubernetes, which is not the machine itself.
     serve = ray_serve.config(plan, {**options, "host": "0.0.0.0"})  # noqa: S104 - of a pod, behind a Service
-    devices = [device for device in plan.fleet if device.id in _used(plan)]
     return {
         "apiVersion": "ray.io/v1",
         "kind": "RayService",
@@ -63,9 +62,9 @@ def manifest(plan: Plan, options: Mapping[str, Any]) -> dict[str, Any]:
                 **({"rayVersion": _ray()} if _ray() else {}),
                 "headGroupSpec": {
                     "rayStartParams": {"dashboard-host": "127.0.0.1", "num-cpus": "1"},
-                    "template": _pod("ray-head", image, {"cpu": "2", "memory": "8Gi"}, {}),
+                    "template": _pod("ray-head", image, {"cpu": "2", "memory": "8Gi"}),
                 },
-                "workerGroupSpecs": [_group(plan, device, image) for device in devices],
+                "workerGroupSpecs": [_group(plan, device, image) for device in ray_serve.used(plan)],
             },
         },
     }
@@ -79,10 +78,10 @@ def _group(plan: Plan, device: Device, image: str) -> dict[str, Any]:
         for block, nbytes in stage.weights.items()
     }
     gibibytes = max(4, round(2.5 * sum(held.values()) / 2**30) + 2)
-    resources = {"cpu": str(max(len(device.cores), 1)), "memory": f"{gibibytes}Gi"}
+    resources = {"cpu": str(ray_serve.threads(device)), "memory": f"{gibibytes}Gi"}
     if not device.is_host:
         resources[_RESOURCES.get(device.vendor, "nvidia.com/gpu")] = "1"
-    labels = {k: v for k, v in ray_serve.selector(device).items() if not k.startswith("ray.io/")}
+    labels = ray_serve.own_labels(device)
     group = re.sub(r"[^a-z0-9-]", "-", device.id.lower())
     return {
         "groupName": group,
@@ -91,21 +90,13 @@ def _group(plan: Plan, device: Device, image: str) -> dict[str, Any]:
         "maxReplicas": 1,
         **({"labels": labels} if labels else {}),
         "rayStartParams": {},
-        "template": _pod("ray-worker", image, resources, {}),
+        "template": _pod("ray-worker", image, resources),
     }
 
 
-def _pod(name: str, image: str, resources: Mapping[str, str], selector: Mapping[str, str]) -> dict[str, Any]:
-    container = {
-        "name": name,
-        "image": image,
-        "resources": {"limits": dict(resources), "requests": dict(resources)},
-    }
-    return {"spec": {"containers": [container], **({"nodeSelector": dict(selector)} if selector else {})}}
-
-
-def _used(plan: Plan) -> set[str]:
-    return {option.partition("@")[0] for option in plan.assignment.values()} - {"cpu"}
+def _pod(name: str, image: str, resources: Mapping[str, str]) -> dict[str, Any]:
+    limits = {"limits": dict(resources), "requests": dict(resources)}
+    return {"spec": {"containers": [{"name": name, "image": image, "resources": limits}]}}
 
 
 def _ray() -> str | None:

@@ -77,9 +77,8 @@ def notes(plan: Plan) -> list[str]:
     """What whoever runs the cluster has to know."""
     return [
         f"{device.id}: start its nodes with --labels {key}={value}"
-        for device in _used(plan)
-        for key, value in selector(device).items()
-        if not key.startswith("ray.io/")
+        for device in used(plan)
+        for key, value in own_labels(device).items()
     ]
 
 
@@ -93,7 +92,6 @@ def config(plan: Plan, options: Mapping[str, Any]) -> dict[str, Any]:
     if not (port.isdecimal() and 0 < int(port) < 65536):
         raise UsageError(f"a port is a number below 65536, not {port!r}")
     environment = {"working_dir": str(options["working_dir"])} if options.get("working_dir") else {}
-    used = _used(plan)
     return {
         "proxy_location": "HeadOnly",
         "http_options": {"host": str(options.get("host", "127.0.0.1")), "port": int(port)},
@@ -106,7 +104,10 @@ def config(plan: Plan, options: Mapping[str, Any]) -> dict[str, Any]:
                 "args": {"app": app, "plan": _told(plan)},
                 "deployments": [
                     {"name": "agent", "num_replicas": 1, "ray_actor_options": {"num_cpus": 1}},
-                    *({**_deployment(device), "ray_actor_options": _resources(device)} for device in used),
+                    *(
+                        {**_deployment(device), "ray_actor_options": _resources(device)}
+                        for device in used(plan)
+                    ),
                 ],
             }
         ],
@@ -121,7 +122,7 @@ def _deployment(device: Device) -> dict[str, Any]:
 def _resources(device: Device) -> dict[str, Any]:
     chosen = selector(device)
     return {
-        "num_cpus": _threads(device),
+        "num_cpus": threads(device),
         **({} if device.is_host else {"num_gpus": 1}),
         **({"label_selector": chosen} if chosen else {}),
     }
@@ -150,7 +151,12 @@ def selector(device: Device) -> dict[str, str]:
     return {"gimlet/device": re.sub(r"[^\w.-]", "-", device.id)}
 
 
-def _used(plan: Plan) -> list[Device]:
+def own_labels(device: Device) -> dict[str, str]:
+    """Of its labels those that Ray does not give a node by itself."""
+    return {key: value for key, value in selector(device).items() if not key.startswith("ray.io/")}
+
+
+def used(plan: Plan) -> list[Device]:
     """Devices that stages move to, in the plan's order."""
     by_id = {device.id: device for device in plan.fleet}
     wanted = dict.fromkeys(option.partition("@")[0] for option in plan.assignment.values())
@@ -161,13 +167,14 @@ def _name(device: Device) -> str:
     return "stages-" + re.sub(r"[^\w-]", "-", device.id)
 
 
-def _threads(device: Device) -> int:
+def threads(device: Device) -> int:
+    """How many a stage computes with on a device."""
     return max(len(device.cores), 1)
 
 
 def _told(plan: Plan) -> dict[str, Any]:
     """What :func:`gimlet_lab.backends.ray.serve.build` needs of the plan."""
-    used = {device.id for device in _used(plan)}
+    moved_to = used(plan)
     placed = {stage: option.partition("@")[0] for stage, option in plan.assignment.items()}
     return {
         "id": plan.id,
@@ -191,11 +198,11 @@ def _told(plan: Plan) -> dict[str, Any]:
                 "kind": device.kind,
                 # Ray shows a replica its own accelerator only.
                 "torch_device": "cpu" if device.is_host else _torch(device),
-                "threads": _threads(device),
-                "deployment": _name(device) if device.id in used else None,
+                "threads": threads(device),
+                "deployment": _name(device) if device in moved_to else None,
             }
             for device in plan.fleet
-            if device.id in used or device.id in placed.values()
+            if device.id in placed.values()
         ],
     }
 
