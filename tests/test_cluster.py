@@ -156,9 +156,7 @@ def test_what_is_refused_is_said_in_a_line(nodes, fleet):
 
 
 def test_another_version_is_refused_with_the_fix(nodes, fleet, monkeypatch):
-    monkeypatch.setattr(
-        "gimlet_lab.backends.ray.cluster.versions", lambda names: dict.fromkeys(names, "99.0")
-    )
+    monkeypatch.setattr(importlib.metadata, "version", lambda _name: "99.0")
     with pytest.raises(GimletError, match=r"node '\w+' has gimlet-lab .*, this notebook 99.0: pip install"):
         gimlet.connect("ray", nodes.address)
     monkeypatch.undo()

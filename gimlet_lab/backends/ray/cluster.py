@@ -5,9 +5,8 @@ from __future__ import annotations
 import os
 import secrets
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from gimlet_lab.backends.ray.library import first_line, library
@@ -75,10 +74,10 @@ class Cluster:
             )
         ray = library() if address is not None or _initialized() else _with_token()
         #: Whether it is ours to end.
-        self.joined = self.started = False
+        self.joined = False
         if not ray.is_initialized():
             _init(ray, address)
-            self.joined, self.started = True, address is None
+            self.joined = True
         elif address not in (None, "auto", ray.get_runtime_context().gcs_address):
             raise GimletError(
                 f"this process is connected to Ray at {ray.get_runtime_context().gcs_address} already: "
@@ -91,7 +90,7 @@ class Cluster:
 
     def nodes(self) -> list[Node]:
         """Its machines, this one first."""
-        here = self.ray.get_runtime_context().get_node_id()
+        here = self.here()
         alive = sorted(
             (node for node in self.ray.nodes() if node["Alive"]),
             key=lambda node: (node["NodeID"] != here, node["NodeManagerAddress"], node["NodeManagerPort"]),
@@ -143,10 +142,9 @@ class Cluster:
         GimletError
             Which package differs, and what to install.
         """
-        here = versions(SAME)
 
-        def there(packages: Sequence[str]) -> dict[str, str | None]:
-            # By value: a node without our package must be able to say so.
+        def versions(packages: Sequence[str]) -> dict[str, str | None]:
+            # A nested function travels by value: a node without our package must be able to say so.
             from importlib import metadata
 
             found: dict[str, str | None] = {}
@@ -157,7 +155,8 @@ class Cluster:
                     found[name] = None
             return found
 
-        for name, has in self.ask(node, there, SAME).items():
+        here = versions(SAME)
+        for name, has in self.ask(node, versions, SAME).items():
             if has != here[name]:
                 raise GimletError(
                     f"node {node.name!r} has {name} {has or 'not at all'}, this notebook {here[name]}: "
@@ -185,17 +184,6 @@ def _init(ray: Any, address: str | None) -> None:
     except Exception as error:  # noqa: BLE001 - Ray raises ConnectionError, RuntimeError, ValueError and its own
         where = "a Ray cluster could not be started here" if address is None else f"Ray at {address!r}"
         raise GimletError(f"{where}: {why(error)}") from None
-
-
-def versions(packages: Sequence[str]) -> Mapping[str, str | None]:
-    """Installed versions of packages; None for what is not there."""
-    found: dict[str, str | None] = {}
-    for name in packages:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            found[name] = None
-    return found
 
 
 def _names(labels: Sequence[tuple[str | None, str]]) -> list[str]:

@@ -29,10 +29,15 @@ _LARGE_BYTES, _LARGE_ROUNDS = 16 * 2**20, 3
 _MEASURE_S = 300.0
 
 
-def devices(
-    cluster: Cluster, node: Node, *, recalibrate: bool = False
-) -> tuple[tuple[Device, ...], list[Link]]:
-    """Devices of a node, calibrated there, and the links between them; named after the node.
+#: Seconds one way, and bytes per second.
+_Way = tuple[float, float]
+
+#: Where nothing has to go.
+_NO_WAY: _Way = 0.0, float("inf")
+
+
+def devices(cluster: Cluster, node: Node, *, recalibrate: bool = False) -> list[tuple[Device, _Way]]:
+    """Devices of a node, calibrated there and named after it, and the way from its host to each.
 
     Raises
     ------
@@ -41,12 +46,13 @@ def devices(
     """
     cluster.check(node)
     found = Fleet.from_json(cluster.ask(node, _measured, recalibrate, timeout_s=_MEASURE_S))
-    named = tuple(_named(device, node) for device in found)
-    links = [replace(one, src=_id(one.src, node), dst=_id(one.dst, node)) for one in found.links]
-    return named, links
+    return [
+        (_named(device, node), _NO_WAY if device.is_host else _way_to(device, found.links))
+        for device in found
+    ]
 
 
-def _reached(cluster: Cluster, node: Node, recalibrate: bool) -> tuple[tuple[Device, ...], list[Link]] | None:
+def _reached(cluster: Cluster, node: Node, recalibrate: bool) -> list[tuple[Device, _Way]] | None:
     """None for a node that has left: the cluster notices that some seconds later."""
     try:
         return devices(cluster, node, recalibrate=recalibrate)
@@ -56,13 +62,11 @@ def _reached(cluster: Cluster, node: Node, recalibrate: bool) -> tuple[tuple[Dev
 
 def _measured(recalibrate: bool) -> dict[str, Any]:
     """Runs on the node."""
-    from gimlet_lab.hardware.discovery import local_devices
-    from gimlet_lab.hardware.fleet import links
+    from gimlet_lab.hardware.fleet import local_fleet
     from gimlet_lab.hardware.machine import cores
 
     use_threads(len(cores()))
-    usable = tuple(one for one in local_devices(recalibrate=recalibrate) if one.torch_device is not None)
-    return Fleet(usable, {one.id: 1 for one in usable}, links(usable)).to_json()
+    return local_fleet(recalibrate=recalibrate).to_json()
 
 
 def _id(device: str, node: Node) -> str:
@@ -81,9 +85,7 @@ def _named(device: Device, node: Node) -> Device:
     )
 
 
-def measure_link(
-    cluster: Cluster, node: Node, clock: Callable[[], float] = time.perf_counter
-) -> tuple[float, float]:
+def measure_link(cluster: Cluster, node: Node, clock: Callable[[], float] = time.perf_counter) -> _Way:
     """What a call between this process and a node costs: seconds one way, and bytes per second.
 
     Measured by messages to a worker there and back, by the very path that a plan's calls take: packed here,
@@ -123,7 +125,7 @@ def fleet(cluster: Cluster, local: Fleet, *, recalibrate: bool = False, progress
         If a node cannot take part; says which, and what to do there.
     """
     others = [node for node in cluster.nodes() if not node.here]
-    found, ways = list(local.devices), {device.id: _to_host(device, local.links) for device in local}
+    found, ways = list(local.devices), {device.id: _way_to(device, local.links) for device in local}
     progress(0.0, f"measuring {', '.join(node.name for node in others)}")
     with ThreadPoolExecutor(max(len(others), 1)) as pool:
         measured = list(pool.map(lambda node: _reached(cluster, node, recalibrate), others))
@@ -131,10 +133,10 @@ def fleet(cluster: Cluster, local: Fleet, *, recalibrate: bool = False, progress
         if reached is None:
             continue
         progress(0.5 + 0.5 * done / len(others), f"measuring the link to {node.name}")
-        there, between = reached
         way = measure_link(cluster, node)
-        found += there
-        ways.update({device.id: _from_host(way, device, between, node) for device in there})
+        for device, inner in reached:
+            found.append(device)
+            ways[device.id] = _sum(way, inner)
     joined = tuple(
         _joined(first.id, second.id, ways)
         for first, second in itertools.permutations(found, 2)
@@ -143,28 +145,16 @@ def fleet(cluster: Cluster, local: Fleet, *, recalibrate: bool = False, progress
     return Fleet(tuple(found), {device.id: 1 for device in found}, (*local.links, *joined))
 
 
-def _from_host(
-    way: tuple[float, float], device: Device, between: Sequence[Link], node: Node
-) -> tuple[float, float]:
-    """To an accelerator of a node it is one link more."""
-    if device.is_host:
-        return way
-    last = next((one for one in between if one.src == _id("cpu", node) and one.dst == device.id), None)
-    return way if last is None else _sum(way, (last.latency_s, last.bytes_per_s))
-
-
-def _to_host(device: Device, links: Sequence[Link]) -> tuple[float, float]:
-    """From this process to one of this machine's own devices."""
-    if device.id == "cpu":
-        return 0.0, float("inf")
+def _way_to(device: Device, links: Sequence[Link]) -> _Way:
+    """From its machine's host to a device."""
     one = next((link for link in links if link.src == "cpu" and link.dst == device.id), None)
-    return (0.0, float("inf")) if one is None else (one.latency_s, one.bytes_per_s)
+    return _NO_WAY if one is None else (one.latency_s, one.bytes_per_s)
 
 
-def _joined(src: str, dst: str, ways: Mapping[str, tuple[float, float]]) -> Link:
+def _joined(src: str, dst: str, ways: Mapping[str, _Way]) -> Link:
     latency_s, rate = _sum(ways[src], ways[dst])
     return Link(src, dst, rate, latency_s, "measured through Ray")
 
 
-def _sum(first: tuple[float, float], second: tuple[float, float]) -> tuple[float, float]:
+def _sum(first: _Way, second: _Way) -> _Way:
     return first[0] + second[0], 1 / (1 / first[1] + 1 / second[1])
