@@ -264,11 +264,11 @@ def apply(notebook: Notebook, options: Namespace) -> Answer:
     from gimlet_lab.backends import backend, backend_of
 
     plan = notebook.find_plan(options.plan)
-    chosen = backend(options.backend or backend_of(plan))
     if options.dry_run:
-        return said("\n".join(chosen.diff(plan, notebook.namespace)) or "nothing would change", plan)
+        changes = backend(options.backend or backend_of(plan)).diff(plan, notebook.namespace)
+        return said("\n".join(changes) or "nothing would change", plan)
     with bar("apply") as progress:
-        deployment = gimlet_lab.apply(plan, chosen.name, notebook.namespace, progress=progress)
+        deployment = gimlet_lab.apply(plan, options.backend, notebook.namespace, progress=progress)
     placed = ", ".join(f"{stage} → {device}" for stage, device in plan.assignment.items())
     return said(f"plan {plan.id} in force ({placed}); %gimlet rollback undoes it", deployment)
 
