@@ -12,6 +12,7 @@ of their own all the same, so commands wait for each other too. Meters come mean
 from __future__ import annotations
 
 import contextlib
+import functools
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -70,6 +71,22 @@ class Page:
         if manager is not None:
             manager.register_target(TARGET, self._opened)
 
+    @functools.cached_property
+    def _targets(self) -> list[dict[str, Any]]:
+        """What a plan can be written as. Looking through the installed packages takes long, so once."""
+        from gimlet_lab.export import targets
+
+        return [
+            {
+                "name": name,
+                "summary": target.summary,
+                "options": dict(target.options),
+                "suffix": target.suffix,
+            }
+            for name, target in targets().items()
+            if target.takes == "plan"
+        ]
+
     def remove(self) -> None:
         """Let go of all pages."""
         manager = getattr(self._kernel, "comm_manager", None)
@@ -97,7 +114,6 @@ class Page:
     def state(self) -> dict[str, Any]:
         """Runs, plans and the plan in force, as plain data."""
         import gimlet_lab
-        from gimlet_lab.export import targets
 
         held = self._notebook
         deployment = held.deployment
@@ -127,11 +143,7 @@ class Page:
                 }
                 for plan in list(held.plans.values())[-MOST:]
             ],
-            "targets": [
-                {"name": name, "summary": target.summary, "options": dict(target.options)}
-                for name, target in targets().items()
-                if target.takes == "plan"
-            ],
+            "targets": self._targets,
             "deployment": None
             if deployment is None
             else {"id": deployment.plan.id, "assignment": dict(deployment.plan.assignment)},

@@ -15,8 +15,6 @@ export interface Actions {
   show(run: string): void;
 }
 
-const YAML = new Set(['ray-serve', 'kuberay']);
-
 export class Panel extends Widget {
   private readonly status: HTMLElement;
   private readonly body: HTMLElement;
@@ -317,7 +315,7 @@ export class Panel extends Widget {
     field.addEventListener('input', keep);
     show();
     const write = (): void => {
-      const file = `${plan}-${select.value}.${YAML.has(select.value) ? 'yaml' : 'json'}`;
+      const file = `${plan}-${select.value}.${chosen()?.suffix ?? 'json'}`;
       const options = field.hidden ? [] : field.value.split(/\s+/).filter(Boolean);
       const words = options.map(option => `--option ${JSON.stringify(option)}`);
       void this.command(['export', select.value, file, ...words].join(' '));

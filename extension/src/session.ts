@@ -41,7 +41,7 @@ export interface State {
     ways?: [string, number | null][];
   }[];
   /** What a plan can be exported as. */
-  targets?: { name: string; summary: string; options: Record<string, string> }[];
+  targets?: { name: string; summary: string; options: Record<string, string>; suffix: string }[];
   deployment: { id: string; assignment: Record<string, string> } | null;
 }
 

@@ -37,12 +37,15 @@ class Target:
         ``write(noun, path, options) -> Path``; writes atomically.
     options : mapping of str to str
         The options it takes, and what they mean.
+    suffix : str
+        What a file of it is called by, without the dot.
     """
 
     takes: str
     summary: str
     write: Callable[[Any, Path, Mapping[str, Any]], Path]
     options: Mapping[str, str] = field(default_factory=dict)
+    suffix: str = "json"
 
 
 _OURS = {
@@ -54,9 +57,11 @@ _OURS = {
         {"model": "which model of the plan, by its name in the notebook"},
     ),
     "ray-serve": Target(
-        "plan", "a Ray Serve config: YAML for serve deploy", ray_serve.write, ray_serve.OPTIONS
+        "plan", "a Ray Serve config: YAML for serve deploy", ray_serve.write, ray_serve.OPTIONS, "yaml"
     ),
-    "kuberay": Target("plan", "a KubeRay RayService: YAML for kubectl apply", kuberay.write, kuberay.OPTIONS),
+    "kuberay": Target(
+        "plan", "a KubeRay RayService: YAML for kubectl apply", kuberay.write, kuberay.OPTIONS, "yaml"
+    ),
     "perfetto": Target("run", "a Chrome trace for ui.perfetto.dev, compressed as .json.gz", perfetto.write),
     "speedscope": Target("run", "a flame graph over time for speedscope.app", speedscope.write),
     "csv": Target("run", "a folder of tables: ops, phases, spans, edges", tables.write_csv),
