@@ -38,6 +38,10 @@ import gimlet_lab as gimlet
 %gimlet connect ray {address}
 """
 
+SECONDS = """
+def seconds(call):
+    started = time.perf_counter(); call(); return time.perf_counter() - started
+"""
 OVERHEAD = """
 import ray, torch
 from gimlet_lab.backends.ray import backend as _backend
@@ -51,9 +55,6 @@ def same(x): return x
 
 node = gimlet.fleet()["near/cpu"].node
 bare = Bare.options(**_backend._connected[-1].on(node)).remote()
-
-def seconds(call):
-    started = time.perf_counter(); call(); return time.perf_counter() - started
 """
 OVERHEAD_PLAN = """
 %%gimlet -o run --quiet
@@ -111,7 +112,6 @@ expected = [generate(prompt) for prompt in prompts]
 """
 EQUAL_MEASURE = """
 from gimlet_lab import notebook
-from ray._private.state import actors
 differ = sum(generate(prompt) != tokens for prompt, tokens in zip(prompts, expected))
 decoding = notebook.current().deployment._places["near/cpu"]
 killed = wrong = 0
@@ -179,15 +179,11 @@ for _ in range({rounds}):
 print(json.dumps({{"predicted": {{n: {predicted} for n, p in plans.items()}}, "seconds": taken,
                   "assignment": {{n: dict(p.assignment) for n, p in plans.items()}}}}))
 """
-SECONDS = """
-def seconds(call):
-    started = time.perf_counter(); call(); return time.perf_counter() - started
-"""
 
 
 def overhead(connect: str) -> dict:
     plan = "%gimlet advise run --pin same=near/cpu -o there\n%gimlet apply there"
-    found = execute([connect, OVERHEAD, OVERHEAD_PLAN, plan, "for _ in range(50): same(1)", SMALL])
+    found = execute([connect, SECONDS, OVERHEAD, OVERHEAD_PLAN, plan, "for _ in range(50): same(1)", SMALL])
     return {"stage_overhead_ms": statistics.median(found["rounds_ms"]), **found}
 
 

@@ -12,6 +12,14 @@ from typing import Any
 STORE_BYTES = 150 * 2**20
 
 
+OPTIONS = {"num_cpus": 1, "object_store_memory": STORE_BYTES, "include_dashboard": False}
+
+
+def start(made: Any, name: str) -> Any:
+    """Start another node, which is called so."""
+    return made.add_node(**OPTIONS, labels={"gimlet/name": name})
+
+
 @contextlib.contextmanager
 def cluster(*names: str) -> Iterator[Any]:
     """A head and a node for each name, guarded by a token; ``address`` is where to connect."""
@@ -21,10 +29,9 @@ def cluster(*names: str) -> Iterator[Any]:
     import ray
     from ray.cluster_utils import Cluster
 
-    options = {"num_cpus": 1, "object_store_memory": STORE_BYTES, "include_dashboard": False}
-    made = Cluster(initialize_head=True, head_node_args=options)
+    made = Cluster(initialize_head=True, head_node_args=OPTIONS)
     try:
-        made.named = {name: made.add_node(**options, labels={"gimlet/name": name}) for name in names}
+        made.named = {name: start(made, name) for name in names}
         yield made
     finally:
         ray.shutdown()  # a cluster does not end under who is connected to it

@@ -25,8 +25,8 @@ from typing import Any
 sys.path.append(str(Path(__file__).parents[1] / "examples"))
 
 import torch
-from nodes import STORE_BYTES, cluster
-from placing import function, module, notebook, plan
+from nodes import cluster, start
+from placing import actors, function, module, notebook, plan
 from small_llm import IDS, make_llm
 
 import gimlet_lab as gimlet
@@ -55,13 +55,6 @@ HANGS_S = 120.0
 
 #: One run in so many loses a node, which takes seconds to start again; the others lose a worker.
 NODE_ONE_IN = 10
-
-
-def actors() -> list[dict[str, Any]]:
-    """Living actors."""
-    from ray._private.state import actors as every  # the public way needs the dashboard
-
-    return [actor for actor in every().values() if actor["State"] == "ALIVE"]
 
 
 def chaos(runs: int, seed: int, say: Callable[[str], object] = lambda _: None) -> dict[str, int]:
@@ -141,8 +134,7 @@ def _replace(machines: Any, name: str) -> None:
 
     while sum(node["Alive"] for node in ray.nodes()) > len(machines.named):
         time.sleep(0.1)
-    options = {"num_cpus": 1, "object_store_memory": STORE_BYTES, "include_dashboard": False}
-    machines.named[name] = machines.add_node(**options, labels={"gimlet/name": name})
+    machines.named[name] = start(machines, name)
     gimlet.connect("ray", "auto")
 
 

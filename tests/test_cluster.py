@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 from fake_drivers import AMDSMI, NO_AMDSMI, has_amdsmi
-from nodes import cluster
-from placing import function, module, notebook, plan
+from nodes import cluster, start
+from placing import actors, function, module, notebook, plan
 
 import gimlet_lab as gimlet
 from gimlet_lab.backends import backend
@@ -35,12 +35,6 @@ def fleet(nodes):
     found = gimlet.connect("ray", nodes.address)
     yield found
     gimlet.disconnect()
-
-
-def actors() -> list[str]:
-    from ray._private.state import actors as every  # the public way needs the dashboard
-
-    return [actor["ActorClassName"] for actor in every().values() if actor["State"] == "ALIVE"]
 
 
 def test_every_nodes_devices_join_the_fleet(fleet):
@@ -122,7 +116,7 @@ def test_files_of_this_machine_are_read_here(fleet, tmp_path, monkeypatch):
 
 
 def test_a_lost_node_loses_no_result(nodes, fleet):
-    spare = nodes.add_node(num_cpus=1, object_store_memory=100 * 2**20, labels={"gimlet/name": "spare"})
+    spare = start(nodes, "spare")
     wider = gimlet.connect("ray", nodes.address)
     book = notebook("def tool(x): return x + 1\n")
     placed = plan((function("tool"), "spare/cpu"), over=wider)
