@@ -383,6 +383,38 @@ def test_numpy_arrays_are_known_by_their_memory() -> None:
     assert [(t.known, t.kind, t.bytes) for t in recording.transfers] == [("tensor", "activation", 64.0)]
 
 
+def test_arrow_columns_slices_and_batches_are_of_the_table_whose_memory_they_are() -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    notebook = Notebook(pa=pyarrow)
+    notebook.run(
+        """
+        def load(): return pa.table({"text": ["aa", "b", "c"], "score": [1.0, 2.0, 3.0]})
+        def pick(table): return table["score"]
+        def total(column): return sum(column.to_pylist())
+        def array(values): return values.sum()
+        """
+    )
+    recording = notebook.profile(
+        """
+        t = load()
+        total(pick(t))
+        total(t.slice(1)["score"])
+        for batch in t.to_batches(): total(batch.column("text").slice(0, 0))
+        array(t["score"].chunk(0).to_numpy())
+        total(pa.chunked_array([[1.0, 2.0]]))
+        again = load()
+        del again
+        total(pa.chunked_array([[1.0, 2.0, 3.0]]))
+        """
+    )
+    assert edges(recording) == {("load", "pick"), ("load", "total"), ("load", "array")}
+    by_reader = [(recording.spans[t.consumer].name, t.known, t.bytes) for t in recording.transfers]
+    assert ("total", "object", 24.0) in by_reader  # a column of the table
+    assert ("total", "object", 16.0) in by_reader  # its last two rows
+    assert ("array", "object", 24.0) in by_reader
+    assert ("pick", "object", 24.0 + 4 + 12) in by_reader  # the table: numbers, letters, where texts begin
+
+
 def test_who_changed_a_list_is_its_maker() -> None:
     notebook = Notebook()
     notebook.run(

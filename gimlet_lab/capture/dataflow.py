@@ -1,9 +1,9 @@
 """Who made a tensor or an object, and who reads it.
 
-A tensor is known by its storage, a numpy array by the array that owns its memory, anything else by its
-identity. An identity counts only while the thing lives: it is watched through weak references, and what
-cannot be watched (strings, plain lists) is held, but only if it holds nothing of weight itself. So a recycled
-address never makes an edge, and no tensor lives longer than the user wants.
+A tensor is known by its storage, a numpy array by the array that owns its memory, Arrow data by the memory it
+lies in, anything else by its identity. An identity counts only while the thing lives: it is watched through
+weak references, and what cannot be watched (strings, plain lists) is held, but only if it holds nothing of
+weight itself. So a recycled address never makes an edge, and no tensor lives longer than the user wants.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import weakref
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
+from gimlet_lab.capture.arrow import memories
 from gimlet_lab.capture.sizes import ATOMS, CONTAINERS, DEPTH, carried_size, items_of, plain_size
 from gimlet_lab.capture.timeline import OpenSpan
 from gimlet_lab.model import Transfer
@@ -213,8 +214,15 @@ class Dataflow:
                 self._memory = True
         elif address is not None:
             known = self._made.get(address)
+            lies_in = memories(value)
+            new = [one for one in lies_in if self._in_memory(one) is None]
+            if lies_in and not new:  # a column of somebody's table, say
+                return
             if known is None or not known.alive() or known.length != _length(value):
                 self._keep(address, owner, value, span)
+            for one in new:
+                self._remember(("memory", one), self._made[address])
+                self._memory = True
         for item in items_of(value):
             self.made(item, span, depth - 1)
 
@@ -245,7 +253,9 @@ class Dataflow:
             return
         made = self._current(value)
         if made is not None:
-            nbytes = carried_size(value, 0) if made.known == "tensor" else made.nbytes
+            # What lies in memory may be a part of what was made there.
+            part = made.known == "tensor" or isinstance(getattr(value, "nbytes", None), int)
+            nbytes = carried_size(value, 0) if part else made.nbytes
             kind = kind or ("activation" if made.known == "tensor" else "object")
             self.transfer(made, span, name, kind, nbytes)
             return
@@ -339,10 +349,16 @@ class Dataflow:
         if self._is_tensor(value):
             made = self.writer(self.address(value))
             if made is None and self._memory:
-                made = self._made.get(("memory", _data_pointer(value)))
+                made = self._in_memory(_data_pointer(value))
         else:
             address, _ = self._identify(value)
             made = self._made.get(address) if address is not None else None
+        if made is not None and made.alive():
+            return made
+        return next((found for one in memories(value) if (found := self._in_memory(one)) is not None), None)
+
+    def _in_memory(self, address: int) -> Made | None:
+        made = self._made.get(("memory", address))
         return made if made is not None and made.alive() else None
 
     def _keep(self, address: object, owner: object, value: object, span: OpenSpan) -> None:
