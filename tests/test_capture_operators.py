@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import traceback
 import weakref
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -528,3 +529,21 @@ def test_what_is_made_of_others_is_seen_from_inside_under_inference_mode() -> No
     products = [o for o in recording.ops if o.op in ("aten::mm", "aten::bmm")]
     assert sum(o.flops or 0 for o in products) == 2 * 2 * 4 * 6 * 4
     assert "aten::matmul" not in {o.op for o in recording.ops}
+
+
+@pytest.mark.parametrize("how", ["plain", "memory", "disk"])
+def test_weights_that_accelerate_fetches_for_each_call_are_weights(how: str, tmp_path: Path) -> None:
+    accelerate = pytest.importorskip("accelerate")
+    model = mlp()
+    here = torch.device("cpu")
+    if how == "memory":
+        accelerate.cpu_offload(model, execution_device=here)
+    if how == "disk":
+        accelerate.disk_offload(model, str(tmp_path), execution_device=here)
+    before = [dict(vars(part)) for part in model.modules()]
+    notebook = Notebook(model=model, torch=torch)
+    recording = notebook.profile("with torch.no_grad(): out = [model(torch.ones(2, 8)) for _ in range(2)]")
+    assert notebook.error is None
+    weighed = [(op.flops, op.weight_bytes) for op in recording.ops if op.op == "aten::addmm"]
+    assert weighed == [(512.0, 4.0 * (8 * 16 + 16)), (256.0, 4.0 * (16 * 4 + 4))]
+    assert [dict(vars(part)) for part in model.modules()] == before

@@ -131,6 +131,7 @@ class Operators:
         self.mark: Callable[[int], AbstractContextManager[object]] = nullcontext
         self._unmarked: AbstractContextManager[object] = nullcontext()
         self._tensor: type = torch.Tensor
+        self._parameter: type = torch.nn.Parameter
         self._address = storage_address(torch)
         self._stack = Stack(torch)
         self._mode_class = mode_class(torch)
@@ -213,6 +214,10 @@ class Operators:
                 if tensors:
                     parts += (tensors[0].device, lane.top_k)
                 key = tuple(parts)
+            # Weights that are fetched for each call (accelerate's offloading) are no module's before it.
+            for tensor in tensors or args[:1]:
+                if tensor.__class__ is self._parameter and self._where(tensor) not in self.weights:
+                    self.know((tensor,), self.weights)
             marked = lane.marked if kind is None else None
             began = self._stamp(tensors, kwargs) if self.devices is not None and lane.marked is None else None
             row = None
