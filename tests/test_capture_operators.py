@@ -464,7 +464,8 @@ def test_a_cell_does_what_it_does_without_us(name: str) -> None:
     recording = profiled.profile(CELLS[name])
     assert profiled.error is None
     assert torch.equal(bare["out"], profiled["out"])
-    assert recording.notes == ()
+    # A loader's worker process may take long enough to be worth a word: forking a large process does.
+    assert [note for note in recording.notes if not note.startswith("worker processes")] == []
     assert torch._C._len_torch_dispatch_stack() == 0
 
 
