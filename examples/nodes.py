@@ -11,7 +11,6 @@ from typing import Any
 #: Memory of each node's object store.
 STORE_BYTES = 150 * 2**20
 
-
 OPTIONS = {"num_cpus": 1, "object_store_memory": STORE_BYTES, "include_dashboard": False}
 
 

@@ -456,7 +456,9 @@ CELLS = {
 
 @pytest.mark.parametrize("name", CELLS)
 @pytest.mark.filterwarnings("ignore")
-def test_a_cell_does_what_it_does_without_us(name: str) -> None:
+def test_a_cell_does_what_it_does_without_us(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    # How long a loader's worker takes to start depends on how large the process is that it is forked from.
+    monkeypatch.setattr("gimlet_lab.capture.workers.LEAST_S", 60.0)
     torch.manual_seed(0)
     net, x = mlp(), torch.randn(3, 8)
     bare, profiled = Notebook(torch=torch, net=net, x=x.clone()), Notebook(torch=torch, net=net, x=x.clone())
@@ -464,8 +466,7 @@ def test_a_cell_does_what_it_does_without_us(name: str) -> None:
     recording = profiled.profile(CELLS[name])
     assert profiled.error is None
     assert torch.equal(bare["out"], profiled["out"])
-    # A loader's worker process may take long enough to be worth a word: forking a large process does.
-    assert [note for note in recording.notes if not note.startswith("worker processes")] == []
+    assert recording.notes == ()
     assert torch._C._len_torch_dispatch_stack() == 0
 
 

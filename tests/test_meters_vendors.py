@@ -159,7 +159,7 @@ PROFILED = """
 import json, sys, time
 import gimlet_lab as gimlet
 with gimlet.profile("x") as recorder:
-    until = time.perf_counter() + 1.5
+    until = time.perf_counter() + 3.0
     while time.perf_counter() < until:
         pass
 run = recorder.run
@@ -194,5 +194,4 @@ def test_a_run_has_the_meters_of_the_cards_that_its_process_sees(tmp_path) -> No
     assert seen["edges"][1] >= seen["duration_s"]
     assert seen["joules"]["cuda:0"] == pytest.approx(200.0 * seen["duration_s"], rel=0.1)
     assert seen["joules"]["core:0"] is None
-    # At its edges and between them; how often depends on how quickly this machine answers.
-    assert seen["rows"] >= 3
+    assert seen["rows"] >= 4
