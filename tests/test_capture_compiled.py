@@ -10,6 +10,8 @@ import pytest
 from capturing import Notebook, spans
 
 import gimlet_lab as gimlet
+from gimlet_lab.analysis import analyse
+from gimlet_lab.model import Device
 
 torch: Any = pytest.importorskip("torch")
 
@@ -259,6 +261,45 @@ def test_calls_of_compiled_code_like_one_that_was_counted_are_inferred(backend: 
     stage = next(stage for stage in recorder.run.graph.stages if stage.kind == "module")
     assert stage.calls == 5
     assert stage.flops == pytest.approx(5 * 2 * 256 * 512 * 512, rel=0.01)
+
+
+@pytest.mark.parametrize("by", ["aot_eager", "eager"])
+def test_a_backward_pass_over_compiled_code_is_counted_like_the_bare_one(by: str) -> None:
+    torch._dynamo.reset()
+    net = torch.nn.Sequential(torch.nn.Linear(64, 128), torch.nn.ReLU(), torch.nn.Linear(128, 8))
+    notebook = Notebook(net=net, x=torch.randn(16, 64), part=torch.compile(net, backend=by))
+    notebook.run("def loss(x): return net(x).square().sum()")
+    notebook.namespace["whole"] = torch.compile(notebook["loss"], backend=by)
+    steps = "for _ in range(3):\n    net.zero_grad()\n    {}.backward()"
+    code = {
+        "bare": steps.format("net(x).square().sum()"),
+        "whole": steps.format("whole(x)"),  # the way back is compiled as well
+        "part": steps.format("part(x).square().sum()"),  # and here there is more than that of it
+    }
+    found = {}
+    for name, source in code.items():
+        notebook.run(source)
+        recording = notebook.profile(source)
+        assert notebook.error is None
+        assert not [note for note in recording.notes if "not counted" in note or "unknown" in note]
+        ops = analyse(recording, Device("cpu", "cpu", "unknown", "cpu", live=True)).operators
+        found[name] = [op for op in ops if recording.spans[op.span].name == "backward"]
+    products = 2 * 16 * (64 * 128 + 2 * 128 * 8)  # no gradient of x
+    slack = 16 * (128 + 8) * 4
+    for name, ops in found.items():
+        assert 3 * products <= sum(op.flops for op in ops) <= 3 * (products + slack), name
+        compiled = [op for op in ops if op.op == "compiled"]
+        assert bool(compiled) == (by == "aot_eager" and name != "bare"), name
+        if compiled:
+            assert not [op for op in ops if op.op == "aten::mm"]
+            assert sum(op.count for op in compiled) == 3
+            assert sum(op.weight_bytes for op in compiled) == 3 * 4 * 128 * 8
+            saved, gradients = 4 * 16 * 128, 4 * (64 * 128 + 128 + 128 * 8 + 8)
+            assert sum(op.bytes_read for op in compiled) >= 3 * saved
+            assert sum(op.bytes_written for op in compiled) == pytest.approx(3 * gradients, rel=0.01)
+    assert net[0].weight.grad is not None, "counting has left the gradients alone"
+    assert type(net[0].weight.grad) is torch.Tensor
+    torch._dynamo.reset()
 
 
 def test_what_cannot_be_counted_is_said_once(backend: Backend) -> None:

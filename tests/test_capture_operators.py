@@ -548,4 +548,8 @@ def test_weights_that_accelerate_fetches_for_each_call_are_weights(how: str, tmp
     assert notebook.error is None
     weighed = [(op.flops, op.weight_bytes) for op in recording.ops if op.op == "aten::addmm"]
     assert weighed == [(512.0, 4.0 * (8 * 16 + 16)), (256.0, 4.0 * (16 * 4 + 4))]
+    put_back = [op for op in recording.ops if op.op == "aten::_to_copy"]
+    still = [op for op in put_back if op.bytes_read == op.bytes_written == 0.0]
+    assert bool(still) == (how != "plain"), "nothing moves to meta"
+    assert how == "disk" or still == put_back
     assert [dict(vars(part)) for part in model.modules()] == before

@@ -150,6 +150,8 @@ def kind_of(
     # Where an accelerator and the host both have a part in it, it is the accelerator's.
     first = min([*made, *given], key=lambda tensor: not is_away(tensor.device.type), default=None)
     if name in ("aten::copy_", "aten::_to_copy") and len({str(one.device) for one in (*made, *given)}) > 1:
+        if made[0].device.type == "meta":  # a tensor gives up its memory: nothing moves
+            return Kind(name, None, 0.0, (), 0.0, dtype_name(made[0]), "cpu", view=False, writes=True)
         work = Work.of("send", dtype_name(made[0]), bytes=int(made[0].nbytes))
     return Kind(
         name=name,

@@ -19,6 +19,7 @@ from gimlet_lab.capture.devices import Devices, Stamps, is_away
 from gimlet_lab.capture.intervals import Interval, seconds
 from gimlet_lab.capture.kinds import Kind, is_composite, kind_of, sign, tensors_in, unknown_kind
 from gimlet_lab.capture.mode import Stack, mode_class
+from gimlet_lab.capture.regions import is_way_back
 from gimlet_lab.capture.timeline import Lane, OpenSpan, Timeline
 from gimlet_lab.capture.weights import stored
 from gimlet_lab.model import Op
@@ -189,6 +190,8 @@ class Operators:
     def dispatch(self, lane: Lane, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run one operator and record it, while nobody listens to the calls that recording makes."""
         if not self.awake or not (lane.looking or (lane.module is None and not self._full)):
+            return func(*args, **kwargs)
+        if lane.way_back and is_way_back(sys._getframe()):  # noqa: SLF001 - whose call this is
             return func(*args, **kwargs)
         composite = self._composites.get(id(func))
         if composite is None:

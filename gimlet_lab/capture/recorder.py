@@ -225,9 +225,11 @@ class Recorder:
         operators.devices = None if streams is None else Devices(streams, self._timeline.now)
         activities = None if streams is None else TorchActivities.of(torch, self._timeline.now)
         looks = self._looks = Looks(operators, activities)
-        training = self._training = Training(self._timeline, looks, exact=self.exact, around=self._around)
         if self.world is None and hasattr(getattr(torch, "compiler", None), "set_stance"):
             self._regions = Regions(torch, self._timeline, self.namespace, self.is_cell_file)
+        training = self._training = Training(
+            self._timeline, looks, exact=self.exact, around=self._around, regions=self._regions
+        )
         modules = self._modules = Modules(
             self._timeline,
             self._flow,
@@ -328,10 +330,12 @@ class Recorder:
         if devices is not None and self._looks is not None:
             spans = devices.place(spans)
             self._looks.concede(spans)
-        regions = () if self._regions is None else tuple(self._regions.count(spans))
+        ops = () if operators is None else operators.finish()
+        if self._regions is not None:
+            ops += tuple(self._regions.count(spans, ops))
         return Recording(
             spans=spans,
-            ops=(() if operators is None else operators.finish()) + regions,
+            ops=ops,
             inferred=inferred,
             transfers=self._flow.finish(),
             samples=samples,

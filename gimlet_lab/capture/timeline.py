@@ -93,13 +93,15 @@ class Lane:
         Function events go on after this module call.
     history, leaf
         Since the last backward pass: what was called, None for nothing, and a parameter of the last module.
+    way_back : bool
+        The backward pass it is in runs compiled code, which is counted afterwards and not looked into.
     top_k : int
         How many the last choice of the largest took: a router's, before a grouped product.
     """
 
     __slots__ = (
         "born", "calls", "held", "history", "ident", "index", "leaf", "listens", "looking", "marked",
-        "module", "path", "paths", "real", "spent", "stack", "top_k",
+        "module", "path", "paths", "real", "spent", "stack", "top_k", "way_back",
     )  # fmt: skip
 
     def __init__(self, index: int, root: OpenSpan) -> None:
@@ -118,6 +120,7 @@ class Lane:
         self.spent = 0.0
         self.listens = False
         self.top_k = 1
+        self.way_back = False
         self.history: int | None = None
         self.leaf: Callable[[], Any] | None = None
 

@@ -12,6 +12,7 @@ from typing import Any
 from gimlet_lab.boundary import Ledger
 from gimlet_lab.capture.hiding import forget_frames, hide_from_dynamo
 from gimlet_lab.capture.looks import Look, Looks
+from gimlet_lab.capture.regions import Regions
 from gimlet_lab.capture.timeline import Lane, OpenSpan, Timeline
 
 
@@ -26,15 +27,24 @@ class Training:
         Look at every one.
     around : callable
         Called with the lane and True as one begins, and with False when it has ended.
+    regions : Regions, optional
+        Where compiled calls are counted.
     """
 
     def __init__(
-        self, timeline: Timeline, looks: Looks, *, exact: bool, around: Callable[[Lane, bool], None]
+        self,
+        timeline: Timeline,
+        looks: Looks,
+        *,
+        exact: bool,
+        around: Callable[[Lane, bool], None],
+        regions: Regions | None = None,
     ) -> None:
         self.timeline = timeline
         self.looks = looks
         self.exact = exact
         self.around = around
+        self.regions = regions
         self.spent = 0.0
         self._seen: set[str] = set()
         self._steps: dict[int, tuple[int, OpenSpan, Look]] = {}
@@ -75,6 +85,8 @@ class Training:
         signature = f"after {lane.history} of {shapes}{' adding' if adds else ''}" if known else None
         lane.history = lane.leaf = None
         span, look = self._open("backward", signature, lane)
+        if self.regions is not None:
+            lane.way_back = self.regions.went_back(lane, span, roots)
         self.spent += self.timeline.clock() - entered
         try:
             return engine(*args, **kwargs)
@@ -153,6 +165,6 @@ class Training:
         self.looks.end(lane, span, look)
         self.looks.settle(lane, span, look, {})
         self.timeline.close(span, lane)
-        lane.module, lane.path = None, ""
+        lane.module, lane.path, lane.way_back = None, "", False
         self.around(lane, False)
         self.spent += self.timeline.clock() - entered
