@@ -125,10 +125,10 @@ def ratio(mine: list[tuple[float, float]], base: list[tuple[float, float]]) -> d
 
 def overhead(rounds: int, tokens: int, peers: str | None) -> dict[str, Any]:
     generate = workload(tokens)
-    default = profiled(generate)
+    default = profiled(generate, stacks=True)
     variants: dict[str, Callable[[], Any]] = {
         "bare": generate,
-        "without stacks": profiled(generate, stacks=False),
+        "without stacks": profiled(generate),
         "from inside": from_inside(default),
         "stacks": default,
         "py_spy": under_py_spy(generate),
@@ -230,7 +230,7 @@ def attribution(seconds: float, *, inside: bool = False, native: bool = False) -
         other.join()
 
     def sampled() -> Any:
-        with gimlet.profile("attribution", native=native) as recorder:
+        with gimlet.profile("attribution", stacks=True, native=native) as recorder:
             cell()
         return recorder.run
 

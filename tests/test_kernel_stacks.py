@@ -89,7 +89,8 @@ def test_a_worker_s_stacks_are_in_the_run(kernel: Kernel) -> None:
     shown = kernel.run(
         "import gimlet_lab as gimlet\n"
         "@gimlet.stage(pure=True)\n"
-        "def work(seconds):\n    spin(seconds)\n    return seconds\n"
+        "def work(seconds):\n    spin(seconds)\n    rest(seconds)\n    return seconds\n"
+        "def rest(seconds):\n    import time\n    time.sleep(seconds)\n"
     )
     assert shown.status == "ok", shown
     kernel.run("%%gimlet --quiet -o run\nwork(0.3)")
@@ -103,6 +104,12 @@ def test_a_worker_s_stacks_are_in_the_run(kernel: Kernel) -> None:
     kernel.run("%%gimlet --quiet\nfor _ in range(4):\n    work(0.5)")
     seen = last(kernel, "sorted({(str(d), f) for d, f in zip(r.stacks.device, r.stacks.function)})")
     notes = last(kernel, "list(r.notes)")
-    kernel.run("%gimlet rollback")
+    there = "r.stacks[(r.stacks.device == 'cpu/1') & (r.stacks.function == '{}')]"
+    shares = "[float(x.running_s.sum() / x.duration_s.sum()) for x in ({})]"
     refused = [note for note in notes if "py-spy" in note]
-    assert refused or ("cpu/1", "spin") in seen, (seen, notes)
+    if not refused:
+        assert {("cpu/1", "spin"), ("cpu/1", "rest")} <= set(seen), (seen, notes)
+        spinning, resting = last(kernel, shares.format(f"{there.format('spin')}, {there.format('rest')}"))
+        assert spinning > 0.7, "running is told apart"
+        assert resting < 0.3, "from waiting"
+    kernel.run("%gimlet rollback")

@@ -70,6 +70,49 @@ class Account:
             self._file = None
 
 
+class WorkerAccount:
+    """Seconds in all that the main thread of another process was on a core, or waited for one.
+
+    Parameters
+    ----------
+    pid : int
+        Where the system does not tell of it, nothing is known.
+
+    Attributes
+    ----------
+    at_s, active_s : array of float
+        When it was read, and the total then; both never fall.
+    """
+
+    def __init__(self, pid: int) -> None:
+        self.at_s = array("d")
+        self.active_s = array("d")
+        self._file: int | None = None
+        if sys.platform == "linux":
+            try:
+                self._file = os.open(f"/proc/{pid}/schedstat", os.O_RDONLY | os.O_CLOEXEC)
+            except OSError:  # a kernel that keeps no such account, or a process that has ended
+                self._file = None
+
+    def read(self, now_s: float) -> None:
+        """Read it, as long as there is one."""
+        if self._file is None:
+            return
+        try:
+            ran_ns, waited_ns = _read(self._file).split()[:2]
+        except (ProcessLookupError, ValueError):
+            self.close()
+            return
+        self.at_s.append(now_s)
+        self.active_s.append(1e-9 * (int(ran_ns) + int(waited_ns)))
+
+    def close(self) -> None:
+        """Let go of it."""
+        if self._file is not None:
+            os.close(self._file)
+            self._file = None
+
+
 def _active(state: bytes) -> bool:
     """Whether ``/proc/…/syscall`` tells of a thread that runs or wants to."""
     words = state.split()

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from itertools import groupby
 from types import FrameType
 
-from gimlet_lab.capture.accounts import Account
+from gimlet_lab.capture.accounts import Account, WorkerAccount
 from gimlet_lab.capture.frames import LiveStacks, Names, served
 from gimlet_lab.capture.pyspy import NATIVE_RATE_HZ, RATE_HZ, PySpy, Traced, find_program
 from gimlet_lab.model.stacks import Seen, StackRecording, StackThread, Tree
@@ -152,6 +152,9 @@ class StackSampler:
         self._live = LiveStacks()
         self._looks = 0
         self._spies: list[tuple[PySpy, str | None]] = []
+        self._workers: dict[str, WorkerAccount] = {}
+        #: By the number of a thread in the recording.
+        self._accounts: dict[int, Account | WorkerAccount] = {}
         self._own: PySpy | None = None
         self._turns = list(_TURNS)
         self._failed = False
@@ -160,6 +163,7 @@ class StackSampler:
         """Begin."""
         now_s = self._now()
         self._owner = threading.get_ident()
+        self._workers = {device: WorkerAccount(pid) for pid, device in self._options.processes.items()}
         for ident in _frames():
             self._meet(ident, now_s, old=ident != self._owner)
 
@@ -177,6 +181,8 @@ class StackSampler:
         now_s = self._now()
         if self._turns and self._turn_is_due(now_s):
             self._spy(*self._turns.pop(0))
+        for worker in self._workers.values():
+            worker.read(now_s)
         frames = _frames()
         frames.pop(threading.get_ident(), None)
         self._looks += 1
@@ -218,17 +224,17 @@ class StackSampler:
                     )
             elif traced:
                 seen = [*seen, *self._of_worker(traced, device or "", threads)]
-        for thread in self._threads:
-            thread.account.close()
+        self._accounts |= {thread.number: thread.account for thread in self._threads}
+        self._close_accounts()
         return StackRecording(
             tuple(self._tree.frames),
             tuple(self._tree.nodes),
             tuple(threads),
             tuple(sorted(seen, key=lambda one: (one.thread, one.start_s))),
             {
-                thread.number: (thread.account.at_s, thread.account.active_s)
-                for thread in self._threads
-                if thread.account.at_s
+                number: (account.at_s, account.active_s)
+                for number, account in self._accounts.items()
+                if account.at_s
             },
             float(NATIVE_RATE_HZ if self._options.native and "py-spy" in sources else RATE_HZ),
             ", ".join(dict.fromkeys(sources)),
@@ -236,11 +242,16 @@ class StackSampler:
 
     def abandon(self) -> None:
         """Let go without a word: in a forked child nothing of it runs."""
-        for thread in self._threads:
-            thread.account.close()
+        self._close_accounts()
         for spy, _ in self._spies:
             spy.abandon()
         self._spies = []
+
+    def _close_accounts(self) -> None:
+        for thread in self._threads:
+            thread.account.close()
+        for worker in self._workers.values():
+            worker.close()
 
     # -- from inside -----------------------------------------------------------------------------
 
@@ -321,12 +332,17 @@ class StackSampler:
 
     def _of_worker(self, traced: list[Traced], device: str, threads: list[StackThread]) -> list[Seen]:
         found = []
-        for _, rows in groupby(traced, key=lambda one: one.ident):
+        for _, group in groupby(traced, key=lambda one: one.ident):
+            rows = list(group)
             placed = [(row, self._tree.add(self._names.path(served(row.frames), own=True))) for row in rows]
             seen = [Seen(len(threads), row.start_s, row.end_s, node) for row, node in placed if node >= 0]
-            if seen:
-                threads.append(StackThread(f"worker of {device}", None, device))
-                found += seen
+            if not seen:
+                continue
+            # Only of its main thread there is an account; the others begin in Python's own bootstrap.
+            if not rows[0].frames[0].file.endswith("threading.py"):
+                self._accounts[len(threads)] = self._workers[device]
+            threads.append(StackThread(f"worker of {device}", None, device))
+            found += seen
         return found
 
     def _note_refusal(self, device: str | None, why: str) -> None:
