@@ -175,12 +175,19 @@ def flop_counter(cell: Cell) -> None:
 
 
 class Served:
-    """The decode cell in a process under Scalene (CPU, its default), run whenever it is asked for."""
+    """The decode cell in a process under Scalene, run whenever it is asked for.
+
+    CPU only: Scalene 2 else starts torch's own profiler every few milliseconds, and one cell had taken 21 GB and
+    eight minutes without coming to its end.
+    """
 
     def __init__(self, peers: Path, tokens: int) -> None:
         self.folder = tempfile.TemporaryDirectory()
         outfile = Path(self.folder.name) / "profile.json"
-        command = [sys.executable, "-m", "scalene", "run", "-o", str(outfile), __file__, "---", str(tokens)]
+        command = [
+            *(sys.executable, "-m", "scalene", "run", "--cpu-only", "-o", str(outfile)),
+            *(__file__, "---", str(tokens)),
+        ]
         here = os.environ.get("PYTHONPATH")
         path = os.pathsep.join(filter(None, (here, str(peers))))
         self.process = subprocess.Popen(

@@ -52,14 +52,14 @@ def workload(tokens: int) -> Callable[[], None]:
     return decode_cell(tokens)
 
 
-def from_inside(sampled: Callable[[], None]) -> Callable[[], None]:
+def from_inside(sampled: Callable[[], Any]) -> Callable[[], Any]:
     """Profile without py-spy."""
 
-    def run() -> None:
+    def run() -> Any:
         options = Profile._stack_options  # noqa: SLF001 - no option of the user's
         Profile._stack_options = lambda self: StackOptions(program=None)  # type: ignore[method-assign]  # noqa: SLF001
         try:
-            sampled()
+            return sampled()
         finally:
             Profile._stack_options = options  # type: ignore[method-assign]  # noqa: SLF001
 

@@ -18,6 +18,7 @@ from typing import Any
 from gimlet_lab import tracebacks
 from gimlet_lab.boundary import Ledger
 from gimlet_lab.errors import GimletError
+from gimlet_lab.live import Live
 from gimlet_lab.model import Run
 from gimlet_lab.notebook import Notebook
 from gimlet_lab.profiling import Profile, cell_files
@@ -115,6 +116,7 @@ class _Session:
     cell: str
     options: Namespace
     ledger: Ledger
+    live: Live | None
 
 
 class CellWatch:
@@ -128,11 +130,11 @@ class CellWatch:
     read_options : callable
         Reads the words after ``%%gimlet``.
     show : callable
-        Shows a run below its cell.
+        Shows a run below its cell: in the place of this name, or in a new one where that is empty.
     """
 
     def __init__(
-        self, shell: Any, notebook: Notebook, read_options: ReadOptions, show: Callable[[Run], None]
+        self, shell: Any, notebook: Notebook, read_options: ReadOptions, show: Callable[[Run, str], None]
     ) -> None:
         self._shell = shell
         self._notebook = notebook
@@ -193,15 +195,22 @@ class CellWatch:
             text=cell if options.keep_text or settings.keep_text else None,
             dry=options.dry,
         )
+        live = None if self._is_quiet(options) or options.dry or not settings.live else Live(self._shell)
         try:
             profile.start()
         except Exception as error:  # noqa: BLE001 - the user's cell runs all the same
             _say(f"this cell is not profiled: {error}")
         else:
-            self._session = _Session(profile, cell, options, Ledger())
-            tracebacks.watch(self._shell, self._session.ledger)
+            ledger = Ledger()
+            self._session = _Session(profile, cell, options, ledger, live)
+            tracebacks.watch(self._shell, ledger)
             if options.repeat:
-                self._repeat(options.repeat, self._session.ledger)
+                self._repeat(options.repeat, ledger)
+            if live is not None:
+                live.start(profile, ledger)
+
+    def _is_quiet(self, options: Namespace) -> bool:
+        return bool(options.quiet or self._notebook.settings.quiet)
 
     def _repeat(self, count: int, ledger: Ledger) -> None:
         """Have the body run more often, this once."""
@@ -231,6 +240,7 @@ class CellWatch:
 
     def _finish(self, session: _Session, error: BaseException | None, *, ran: bool) -> None:
         session.ledger.undo()
+        place = "" if session.live is None else session.live.end()
         try:
             run = session.profile.finish(error)
             if run is None:
@@ -238,8 +248,8 @@ class CellWatch:
             if session.options.output:
                 self._notebook.namespace[session.options.output] = run
             self._notebook.add_run(run)
-            if ran and not (session.options.quiet or self._notebook.settings.quiet):
-                self._show(run)
+            if ran and not self._is_quiet(session.options):
+                self._show(run, place)
             self._notebook.keep(run)
         except GimletError as failure:
             _say(str(failure))

@@ -66,16 +66,22 @@ def unload(shell: Any) -> None:
         del hooks[key]
 
 
-def show(answer: Answer) -> None:
-    """Show an answer below the cell: pictures and tables where it has any, else its text."""
+def show(answer: Answer, place: str = "") -> None:
+    """Show an answer below the cell: pictures and tables where it has any, else its text.
+
+    ``place``: the name of a display that is there already; a new one where it is empty.
+    """
     if answer.bundle is None:
         text = answer.text()
         if text:
             print(text)
         return
-    from IPython.display import display
+    from IPython.display import display, update_display
 
-    display(answer.bundle(), raw=True)
+    if place:
+        update_display(answer.bundle(), display_id=place, raw=True)
+    else:
+        display(answer.bundle(), raw=True)
 
 
 def _answer(line: str, held: notebook.Notebook, shell: Any) -> Answer:
@@ -113,5 +119,5 @@ def _run_cell(shell: Any, line: str, cell: str) -> None:
     shell.run_cell(text).raise_error()
 
 
-def _show_run(run: Run) -> None:
-    show(view(run, "summary"))
+def _show_run(run: Run, place: str) -> None:
+    show(view(run, "summary"), place)

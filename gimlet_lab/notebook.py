@@ -37,12 +37,15 @@ class Settings:
         Defaults of the options of ``%%gimlet``.
     stacks : bool
         Sample call stacks.
+    live : bool
+        Show below a profiled cell what it is doing, where widgets are shown.
     save : bool
         Write every run to the user's data folder.
     """
 
     exact: bool = False
     stacks: bool = False
+    live: bool = True
     native: bool = False
     keep_text: bool = False
     quiet: bool = False

@@ -231,22 +231,26 @@ class _Meters(threading.Thread):
         import sys
 
         sys.setprofile(None)  # threads started during a cell are listened to; this one is ours
-        sampler = shared()
-        with sampler.subscribe(INTERVAL_S):
+        with shared().subscribe(INTERVAL_S):
             while not self._done.wait(INTERVAL_S):
-                names = sampler.names()
-                latest = sampler.latest()
-                rows = [
-                    _device(names.get(device, device), row.readings)
-                    for device, row in latest.items()
-                    if not device.startswith("core:")
-                ]
                 running = profiling.active()
-                self._send({"meters": rows, "running": running.glimpse() if running is not None else None})
+                seen = running.glimpse() if running is not None else None
+                self._send({"meters": meter_rows(), "running": seen})
 
     def stop(self) -> None:
         """End; it is not waited for: it may be reading a device that hangs."""
         self._done.set()
+
+
+def meter_rows() -> list[dict[str, Any]]:
+    """What the devices' meters said last, to whoever reads them now."""
+    sampler = shared()
+    names = sampler.names()
+    return [
+        _device(names.get(device, device), row.readings)
+        for device, row in sampler.latest().items()
+        if not device.startswith("core:")
+    ]
 
 
 def _device(name: str, readings: Mapping[str, Any]) -> dict[str, Any]:

@@ -50,6 +50,8 @@ class Kernel:
 
     def __init__(self, **options: Any) -> None:
         self.manager: KernelManager
+        #: Kinds and contents of the last cell's messages.
+        self.heard: list[tuple[str, dict[str, Any]]] = []
         self.manager, self.client = start_new_kernel(startup_timeout=DEADLINE_S, **options)
 
     def close(self) -> None:
@@ -74,6 +76,8 @@ class Kernel:
     def _hear(self, message: str) -> Shown:
         streams: dict[str, str] = {}
         displays: list[dict[str, Any]] = []
+        places: dict[str, int] = {}
+        self.heard = []
         value, error, trace = None, None, ""
         deadline = time.monotonic() + DEADLINE_S
         while True:
@@ -81,12 +85,17 @@ class Kernel:
             if heard["parent_header"].get("msg_id") != message:
                 continue
             kind, content = heard["msg_type"], heard["content"]
+            self.heard.append((kind, content))
             if kind == "stream":
                 streams[content["name"]] = streams.get(content["name"], "") + content["text"]
             elif kind == "execute_result":
                 value = content["data"].get("text/plain")
             elif kind == "display_data":
+                if "display_id" in content.get("transient", {}):
+                    places[content["transient"]["display_id"]] = len(displays)
                 displays.append(content["data"])
+            elif kind == "update_display_data":
+                displays[places[content["transient"]["display_id"]]] = content["data"]
             elif kind == "error":
                 error, trace = (content["ename"], content["evalue"]), "\n".join(content["traceback"])
             elif kind == "status" and content["execution_state"] == "idle":

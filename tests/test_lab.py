@@ -38,6 +38,7 @@ def search(n):
     return torch.ones(n, 512)""",
     "%%gimlet --name agent\nq = search(256)\nfor _ in range(20):\n    y = net(q)",
     "total = net(search(8)).sum().item()",
+    "%%gimlet --name slow\nfor _ in range(40):\n    net(search(8))",
 ]
 
 
@@ -210,6 +211,16 @@ def test_a_cell_is_profiled_seen_planned_and_placed(server: Server, browser: Any
     dark(page)
     tab.picture("dark")
     assert tab.barriers("#gimlet-panel", ".gimlet-document .gimlet-view") == []
+    # A cell that takes longer shows what it does; then its run is in the same place.
+    page.click(".jp-Notebook .jp-Cell .cm-content >> nth=4")
+    page.keyboard.press("Control+Enter")
+    live = page.locator(".jp-OutputArea .gimlet-widget")
+    live.get_by_text(re.compile(r"search × \d+")).wait_for()
+    live.locator(".gimlet-strip").first.wait_for()
+    tab.picture("live")
+    assert tab.barriers(".gimlet-widget") == []
+    live.wait_for(state="detached")
+    page.locator(".jp-OutputArea .gimlet-view", has_text="slow took").wait_for()
     page.click(".jp-Notebook .jp-Cell .cm-content >> nth=3")
     page.keyboard.press("Control+s")
     saved = server.folder / "agent.ipynb"

@@ -54,8 +54,14 @@ def main(folder: Path) -> int:
             (Path(folder) / "gimlet-lab" / "package.json").is_file()
             for folder in jupyter_path("labextensions")
         )
-        print(f"{'ok    ' if page else 'FAILED'} the page lies where JupyterLab looks for it")
-        failures += [] if page else ["labextensions"]
+        spec = importlib.util.find_spec("gimlet_lab")
+        live = spec is not None and (Path(str(spec.origin)).parent / "static" / "live.js").is_file()
+        for found, what in (
+            (page, "the page lies where JupyterLab looks for it"),
+            (live, "the live view lies in the package"),
+        ):
+            print(f"{'ok    ' if found else 'FAILED'} {what}")
+            failures += [] if found else [what]
     print(f"{len(failures)} failed")
     return 1 if failures else 0
 

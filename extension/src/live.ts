@@ -1,8 +1,14 @@
 /** A cell while it runs: what it has called so far, and how often. Drawn anew at each look, so small. */
 
 import { html, svg } from './charts/dom';
-import { clip, count, seconds } from './format';
-import type { Running } from './session';
+import { amount, clip, count, seconds } from './format';
+
+/** What a profiled cell has done so far: calls of one kind in a row. */
+export interface Running {
+  name: string;
+  elapsed_s: number;
+  stretches: { name: string; start_s: number; end_s: number; calls: number }[];
+}
 
 const WIDTH = 220;
 const LANE = 16;
@@ -23,8 +29,13 @@ export function liveView(running: Running): HTMLElement {
   const names = kinds(running);
   const first = running.stretches[0]?.start_s ?? 0;
   const scale = WIDTH / Math.max(running.elapsed_s - first, 1e-9);
-  const calls = (name: string): number =>
-    running.stretches.reduce((sum, one) => sum + (one.name === name ? one.calls : 0), 0);
+  const told = (name: string): string => {
+    const own = running.stretches.filter(one => one.name === name);
+    const calls = own.reduce((sum, one) => sum + one.calls, 0);
+    const spent = own.reduce((sum, one) => sum + one.end_s - one.start_s, 0);
+    const rate = calls > 1 && spent > 0 ? `, ${amount(calls / spent, '/s')}` : '';
+    return `${clip(name, 24)} × ${count(calls)}${rate}`;
+  };
   const bars = running.stretches
     .filter(one => names.includes(one.name))
     .map(one =>
@@ -50,6 +61,6 @@ export function liveView(running: Running): HTMLElement {
       },
       ...bars
     ),
-    html('ul', {}, ...names.map(name => html('li', {}, `${clip(name, 24)} × ${count(calls(name))}`)))
+    html('ul', {}, ...names.map(name => html('li', {}, told(name))))
   );
 }

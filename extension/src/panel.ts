@@ -4,10 +4,11 @@ import type { TranslationBundle } from '@jupyterlab/translation';
 import type { Message } from '@lumino/messaging';
 import { Widget } from '@lumino/widgets';
 import { html } from './charts/dom';
-import { amount, clip, seconds, share } from './format';
+import { clip, seconds } from './format';
 import { icon } from './icon';
 import { liveView } from './live';
-import type { Meter, Session } from './session';
+import { History, meterList } from './meters';
+import type { Session } from './session';
 
 /** What the buttons need of the application. */
 export interface Actions {
@@ -20,6 +21,7 @@ export class Panel extends Widget {
   private readonly body: HTMLElement;
   private readonly meters = html('div');
   private readonly live = html('div');
+  private readonly history = new History();
   private working = '';
   /** What was chosen in the export form, which is drawn anew with everything. */
   private target: { name: string; options: string } | null = null;
@@ -41,7 +43,7 @@ export class Panel extends Widget {
     this.node.append(this.body, this.status);
     session.changed.connect(this.draw, this);
     // A button that is drawn anew between press and release hears no click.
-    session.measured.connect(this.measure, this);
+    session.measured.connect(this.measured, this);
     this.draw();
   }
 
@@ -66,6 +68,11 @@ export class Panel extends Widget {
     // What is more than a paragraph belongs below a cell.
     this.status.textContent = answer.text.split('\n\n')[0] || this.trans.__('%1: done', line);
     this.draw();
+  }
+
+  private measured(): void {
+    this.history.add(this.session.meters);
+    this.measure();
   }
 
   private measure(): void {
@@ -156,41 +163,7 @@ export class Panel extends Widget {
     if (!meters.length) {
       return [html('p', { class: 'gimlet-quiet' }, this.trans.__('Reading meters…'))];
     }
-    return [html('ul', { class: 'gimlet-devices' }, ...meters.map(meter => this.device(meter)))];
-  }
-
-  private device(meter: Meter): HTMLElement {
-    const used = meter.memory_used_bytes;
-    const total = meter.memory_total_bytes;
-    const facts = [
-      used !== null && total ? `${amount(used, 'B')} / ${amount(total, 'B')}` : '',
-      meter.power_w !== null ? `${meter.power_w.toFixed(0)} W` : '',
-      meter.throttled ? this.trans.__('throttled: %1', meter.throttled) : ''
-    ].filter(Boolean);
-    return html(
-      'li',
-      {},
-      html('span', { class: 'gimlet-device' }, meter.device),
-      this.bar(this.trans.__('use'), meter.utilization),
-      this.bar(this.trans.__('memory'), used !== null && total ? used / total : null),
-      facts.length ? html('span', { class: 'gimlet-quiet' }, facts.join(' · ')) : null
-    );
-  }
-
-  private bar(name: string, value: number | null): HTMLElement {
-    const percent = value === null ? 0 : Math.round(Math.min(1, Math.max(0, value)) * 100);
-    return html(
-      'span',
-      { class: 'gimlet-meter' },
-      html('span', {}, name),
-      html('progress', {
-        max: 100,
-        value: percent,
-        'aria-label': name,
-        class: value === null ? 'gimlet-unknown' : ''
-      }),
-      html('span', {}, value === null ? '–' : share(value))
-    );
+    return [meterList(meters, this.history, this.trans)];
   }
 
   private runs(): HTMLElement[] {

@@ -4,27 +4,13 @@ import type { Kernel, KernelMessage } from '@jupyterlab/services';
 import type { JSONObject } from '@lumino/coreutils';
 import type { ISessionContext } from '@jupyterlab/apputils';
 import { Signal } from '@lumino/signaling';
+import type { Running } from './live';
+import type { Meter } from './meters';
 
 export const TARGET = 'gimlet_lab';
 
 /** The version of what is said; the kernel's package names its own. */
 export const PROTOCOL = 1;
-
-export interface Meter {
-  device: string;
-  utilization: number | null;
-  memory_used_bytes: number | null;
-  memory_total_bytes: number | null;
-  power_w: number | null;
-  throttled: string | null;
-}
-
-/** What a profiled cell has done so far: calls of one kind in a row. */
-export interface Running {
-  name: string;
-  elapsed_s: number;
-  stretches: { name: string; start_s: number; end_s: number; calls: number }[];
-}
 
 export interface State {
   protocol: number;
