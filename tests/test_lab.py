@@ -220,7 +220,10 @@ def test_a_cell_is_profiled_seen_planned_and_placed(server: Server, browser: Any
     tab.picture("live")
     assert tab.barriers(".gimlet-widget") == []
     live.wait_for(state="detached")
-    page.locator(".jp-OutputArea .gimlet-view", has_text="slow took").wait_for()
+    slow = page.locator(".jp-OutputArea .gimlet-view", has_text="slow took")
+    slow.locator(".gimlet-said-by-meter").first.wait_for()
+    slow.scroll_into_view_if_needed()
+    tab.picture("slow")
     page.click(".jp-Notebook .jp-Cell .cm-content >> nth=3")
     page.keyboard.press("Control+s")
     saved = server.folder / "agent.ipynb"

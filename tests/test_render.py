@@ -4,6 +4,7 @@ import base64
 import io
 import json
 import math
+import random
 import re
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from html import unescape
 from html.parser import HTMLParser
 from itertools import pairwise
 from types import ModuleType
+from typing import Any
 from urllib.parse import unquote
 from xml.etree import ElementTree
 
@@ -33,7 +35,7 @@ from samples import (
 )
 
 from gimlet_lab.errors import UnknownNameError
-from gimlet_lab.model import Edge, Graph, Op, Phase, Plan, Quantity, Run, Stage
+from gimlet_lab.model import Edge, Graph, MeterSeries, Op, Phase, Plan, Quantity, Run, Stage
 from gimlet_lab.render import (
     bars,
     bundle,
@@ -456,6 +458,39 @@ def plan_scenes() -> list[Scene]:
 def corners(shape: Shape) -> Iterator[tuple[float, float]]:
     for _, numbers in shape.path:
         yield from zip(numbers[::2], numbers[1::2], strict=True)
+
+
+def metered(count: int, **readings: tuple[Any, ...]) -> Run:
+    run = next(iter(RUNS.values()))
+    times = tuple(run.duration_s * (i - 1) / count for i in range(count + 1))
+    card = MeterSeries("cuda:0", times, readings)
+    core = MeterSeries("core:0", times, {"utilization": (1.0,) * (count + 1)})
+    return replace(run, meter_list=(card, core))
+
+
+def test_what_the_meters_said_lies_below_the_timeline() -> None:
+    power = (999.0, 100.0, 300.0, None, 200.0, 400.0, 400.0)
+    form = display.display_form(metered(6, power_w=power, utilization=(0.5,) * 7, memory_used_bytes=(1,) * 2))
+    use, watts = form["timeline"]["strips"]
+    assert (use["device"], use["reading"], use["most"]) == ("cuda:0", "use", 1.0)
+    assert (watts["reading"], watts["unit"], watts["most"]) == ("power", "W", 400.0)
+    assert watts["value"] == [100.0, 300.0, None, 200.0, 400.0, 400.0], "without the one from before the cell"
+    scene = timeline.phases(form)
+    bare = display.display_form(replace(metered(6), meter_list=()))
+    assert scene.height > timeline.phases(bare).height
+    assert {"cuda:0 use", "cuda:0 power", "400 W"} <= {i.text for i in scene.items if isinstance(i, Text)}
+    del form["timeline"]["strips"]  # a run saved before there were any
+    assert timeline.phases(form).height == timeline.phases(bare).height
+
+
+def test_a_long_run_has_short_strips_with_the_same_mean() -> None:
+    draw = random.Random(0)
+    values = tuple(draw.random() for _ in range(10_001))
+    form = display.display_form(metered(10_000, utilization=values))
+    (use,) = form["timeline"]["strips"]
+    assert len(use["value"]) <= 241
+    assert sum(use["value"]) / len(use["value"]) == pytest.approx(sum(values) / len(values), abs=0.01)
+    assert not display.display_form(metered(2, utilization=(0.5,) * 3))["timeline"]["strips"]
 
 
 @pytest.mark.parametrize("name", RUNS)

@@ -37,20 +37,32 @@ export class History {
   }
 }
 
-/** The points of a strip, the latest at its right end; where nothing was read it is broken. */
+/** The points of lines through places; where there is none the line is broken. */
+export function polylines(places: ([number, number] | null)[]): string[] {
+  const found: string[][] = [[]];
+  for (const place of places) {
+    if (place?.every(Number.isFinite)) {
+      found[found.length - 1]?.push(place.map(part => part.toFixed(1)).join(','));
+    } else {
+      found.push([]);
+    }
+  }
+  return found.filter(points => points.length > 1).map(points => points.join(' '));
+}
+
+/** The lines of a strip, the latest reading at its right end. */
 export function stretches(used: (number | null)[]): string[] {
   const step = WIDTH / (KEPT - 1);
-  const found: string[][] = [[]];
-  used.forEach((value, index) => {
-    if (value === null || !Number.isFinite(value)) {
-      found.push([]);
-      return;
-    }
-    const x = WIDTH - (used.length - 1 - index) * step;
-    const y = HEIGHT - 1 - Math.min(1, Math.max(0, value)) * (HEIGHT - 2);
-    found[found.length - 1]?.push(`${x.toFixed(1)},${y.toFixed(1)}`);
-  });
-  return found.filter(points => points.length > 1).map(points => points.join(' '));
+  return polylines(
+    used.map((value, index) =>
+      value === null
+        ? null
+        : [
+            WIDTH - (used.length - 1 - index) * step,
+            HEIGHT - 1 - Math.min(1, Math.max(0, value)) * (HEIGHT - 2)
+          ]
+    )
+  );
 }
 
 export function meterList(meters: Meter[], history: History, trans: Words): HTMLElement {

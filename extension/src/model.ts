@@ -16,8 +16,19 @@ export interface Stage {
   joules?: Maybe;
 }
 
+/** What one meter said meanwhile; runs of older versions have none. */
+export interface Strip {
+  device: string;
+  reading: string;
+  unit: string;
+  most: number;
+  time_s: number[];
+  value: Maybe[];
+}
+
 export interface Timeline {
   end_s: number;
+  strips?: Strip[];
   lanes: string[];
   bounds: string[];
   marks: Record<'lane' | 'start_s' | 'duration_s' | 'bound' | 'warmup' | 'merged', number[]>;

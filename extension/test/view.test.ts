@@ -54,6 +54,24 @@ describe('the timeline', () => {
     ]);
   });
 
+  it('has what the meters said below the phases, broken where nothing was read', () => {
+    const strip = { device: 'cuda:0', reading: 'power', unit: 'W', most: 400 };
+    const timeline = {
+      ...form().timeline,
+      strips: [{ ...strip, time_s: [0, 0.1, 0.2, 0.3, 0.4], value: [100, 300, null, 200, 400] }]
+    };
+    const view = runView(form({ timeline }));
+    expect(view.querySelectorAll('.gimlet-said-by-meter')).toHaveLength(2);
+    const meters = Array.from(view.querySelectorAll('table')).find(
+      one => one.caption?.textContent === 'Meters'
+    );
+    expect(meters?.tBodies[0]?.textContent).toBe('cuda:0power100 W250 W400 W');
+    const bad = { ...strip, device: '<b>x', most: 0, time_s: [NaN], value: [null, Infinity] };
+    expect(
+      runView(form({ timeline: { ...timeline, strips: [bad] } })).querySelector('b, .gimlet-said-by-meter')
+    ).toBeNull();
+  });
+
   it('leaves out what has no time', () => {
     const timeline = form().timeline;
     timeline.marks.start_s = [NaN, 0.2];

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from gimlet_lab.model.phase import BOUNDS
 
@@ -44,13 +44,16 @@ class Atom:
 def part_of(atom: Atom, start_s: float, end_s: float) -> Atom:
     """Cut an atom; its seconds, FLOPs and bytes are spread evenly over it."""
     part = (end_s - start_s) / atom.duration_s
-    return replace(
-        atom,
-        start_s=start_s,
-        duration_s=end_s - start_s,
-        shares=tuple(share * part for share in atom.shares),
-        flops=None if atom.flops is None else atom.flops * part,
-        bytes=None if atom.bytes is None else atom.bytes * part,
+    # Not by dataclasses.replace, which takes twice as long: a cell is cut into thousands.
+    return Atom(
+        start_s,
+        end_s - start_s,
+        atom.stage,
+        tuple(share * part for share in atom.shares),
+        None if atom.flops is None else atom.flops * part,
+        None if atom.bytes is None else atom.bytes * part,
+        atom.warmup,
+        atom.weight,
     )
 
 

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
-from math import ceil
+from math import ceil, inf
 
 import numpy as np
 import numpy.typing as npt
@@ -58,15 +58,17 @@ def smooth(atoms: Sequence[Atom], min_phase_s: float, roles: Mapping[str, str | 
     if not pieces:
         return ()
     owners = sorted({(atom.stage, atom.warmup) for piece in pieces for atom in piece}, key=str)
+    number = {owner: index for index, owner in enumerate(owners)}
+    rows = [(index, atom) for index, piece in enumerate(pieces) for atom in piece]
+    of = np.array([index for index, _ in rows])
+    own = np.array([number[atom.stage, atom.warmup] for _, atom in rows])
+    took = np.array([atom.duration_s for _, atom in rows])
+    shares = np.array([atom.shares for _, atom in rows]) * np.array([[atom.weight] for _, atom in rows])
+    took_by_piece = np.bincount(of, weights=took, minlength=len(pieces))
     cost = np.zeros((len(pieces), len(owners), len(BOUNDS)))
-    edges = np.zeros(len(pieces) + 1)
-    for index, piece in enumerate(pieces):
-        for atom in piece:
-            own = owners.index((atom.stage, atom.warmup))
-            shares = atom.weight * np.asarray(atom.shares)
-            cost[index] += 2.0 * atom.duration_s
-            cost[index, own] += shares.sum() - shares - 2.0 * atom.duration_s
-        edges[index + 1] = edges[index] + sum(atom.duration_s for atom in piece)
+    cost += 2.0 * took_by_piece[:, None, None]
+    np.add.at(cost, (of, own), shares.sum(axis=1, keepdims=True) - shares - 2.0 * took[:, None])
+    edges = np.concatenate([[0.0], np.cumsum(took_by_piece)])
     labels = [(owner, bound) for owner in owners for bound in BOUNDS]
     found: list[Phase] = []
     for first, last, label in _segment(cost.reshape(len(pieces), -1), edges, min_phase_s):
@@ -140,24 +142,23 @@ def _segment(
     upto = np.vstack([np.zeros(labels), np.cumsum(cost, axis=0)])
     shortest_s = min(min_phase_s, float(edges[-1])) * (1 - 1e-9)
     switch = 0.5 * min_phase_s
-    best = np.full(count + 1, np.inf)
-    best[0] = 0.0
+    best = [0.0] + [inf] * count
     came: list[tuple[int, int]] = [(0, 0)] * (count + 1)
-    kept = np.full(labels, np.inf)
+    kept = np.full(labels, inf)
     kept_at = np.zeros(labels, dtype=np.int64)
-    admitted = 0
+    admitted, at = 0, edges.tolist()
     for end in range(1, count + 1):
-        while edges[end] - edges[admitted] >= shortest_s:
-            if np.isfinite(best[admitted]):
+        while at[end] - at[admitted] >= shortest_s:
+            if best[admitted] < inf:
                 candidate = best[admitted] - upto[admitted]
                 better = candidate < kept - 1e-15
-                kept = np.where(better, candidate, kept)
+                np.copyto(kept, candidate, where=better)
                 kept_at[better] = admitted
             admitted += 1
         total = kept + upto[end]
-        label = int(np.argmin(total))
-        if np.isfinite(total[label]):
-            best[end] = total[label] + switch
+        label = int(total.argmin())
+        if total[label] < inf:
+            best[end] = float(total[label]) + switch
             came[end] = (int(kept_at[label]), label)
     found: list[tuple[int, int, int]] = []
     end = count

@@ -47,10 +47,17 @@ def predict(run: Run, known: Corrections) -> dict[str, Estimate]:
 
 def observe(run: Run) -> list[Observation]:
     """What a run says of the model: seconds of each kind of operator, and of the Python around them."""
-    took: dict[str, dict[Work, float]] = defaultdict(lambda: defaultdict(float))
+    rows: dict[tuple[str | None, int], float] = defaultdict(float)
+    works: dict[int, Work | None] = {}
     for op, stage_id in zip(run.operators, run.stage_of, strict=True):
-        if stage_id is not None and op.work is not None:
-            took[stage_id][replace(op.work, count=1)] += op.duration_s
+        # Thousands of rows share a few hundred works.
+        works[id(op.work)] = op.work
+        rows[stage_id, id(op.work)] += op.duration_s
+    took: dict[str, dict[Work, float]] = defaultdict(lambda: defaultdict(float))
+    for (stage_id, number), seconds in rows.items():
+        work = works[number]
+        if stage_id is not None and work is not None:
+            took[stage_id][replace(work, count=1)] += seconds
     seen: list[Observation] = []
     for stage in _here(run):
         seen += _seen(stage, run.device, took[stage.id])

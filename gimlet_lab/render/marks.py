@@ -8,6 +8,7 @@ from typing import Any
 
 from gimlet_lab.model.phase import BOUNDS, Phase
 from gimlet_lab.model.run import Run
+from gimlet_lab.render.telemetry import strips
 from gimlet_lab.render.units import finite, label, maybe, ratio
 
 #: Marks of the timeline; more phases than that are drawn together.
@@ -59,7 +60,7 @@ def phases(run: Run, lines: Mapping[int, str]) -> dict[str, Any]:
 
 
 def timeline(run: Run) -> dict[str, Any]:
-    """Marks by lane: a lane per stage in the order of first appearance, short neighbours merged."""
+    """Marks by lane, one per stage in the order of first appearance, short neighbours merged; and meters."""
     found = [
         phase
         for phase in sorted(run.phase_list, key=lambda phase: finite(phase.start_s) or 0.0)
@@ -80,6 +81,7 @@ def timeline(run: Run) -> dict[str, Any]:
     bounds = list(dict.fromkeys([*BOUNDS, *(label(mark[2].bound) for mark in marks)]))
     return {
         "end_s": end,
+        "strips": strips(run, end),
         "lanes": list(ids),
         "bounds": bounds,
         "marks": {

@@ -28,6 +28,7 @@ from gimlet_lab.render.scene import (
 _LANE = 24.0
 _TOP = 6.0
 _AXIS = 24.0
+_STRIP = 30.0
 #: Bars that get a tooltip of their own, the widest first; the rest is drawn as one shape a bound and lane.
 _TITLED = 80
 
@@ -69,7 +70,8 @@ def phases(form: Mapping[str, Any], width: float = 960.0) -> Scene:
     )
     if not bars:
         return empty("Timeline of phases", "No phases were seen.", width)
-    return lanes("Timeline of phases", description, timeline["lanes"], bars, timeline["end_s"], width)
+    strips = timeline.get("strips", ())  # runs saved before there were any have none
+    return lanes("Timeline of phases", description, timeline["lanes"], bars, timeline["end_s"], width, strips)
 
 
 def schedule(plan: Plan, width: float = 960.0) -> Scene | None:
@@ -94,12 +96,19 @@ def schedule(plan: Plan, width: float = 960.0) -> Scene | None:
 
 
 def lanes(
-    title: str, description: str, names: Sequence[str], bars: Sequence[Bar], end: float, width: float
+    title: str,
+    description: str,
+    names: Sequence[str],
+    bars: Sequence[Bar],
+    end: float,
+    width: float,
+    strips: Sequence[Mapping[str, Any]] = (),
 ) -> Scene:
-    """Draw lanes of bars over a time axis."""
-    left = min(150.0, max(text_width(units.clip(name, 24), 11.5) for name in names) + 14)
+    """Draw lanes of bars over a time axis, and between the two what meters said."""
+    called = [f"{strip['device']} {strip['reading']}" for strip in strips]
+    left = min(150.0, max(text_width(units.clip(name, 24), 11.5) for name in (*names, *called)) + 14)
     right = width - 14.0
-    bottom = _TOP + _LANE * len(names)
+    bottom = _TOP + _LANE * len(names) + _STRIP * len(strips)
     scale = (right - left) / end if end > 0 else 0.0
     items: list[Shape | Text] = []
     for value, label in ticks(end):
@@ -113,6 +122,8 @@ def lanes(
         shown = fit(name, left - 10, 11.5)
         full = units.clip(name, 200)
         items.append(Text(left - 8, y + 16, shown, 11.5, "ink", "end", title=full if full != shown else None))
+    for index, (strip, name) in enumerate(zip(strips, called, strict=True)):
+        items += _strip(strip, name, left, scale, _TOP + _LANE * len(names) + _STRIP * (index + 1))
     placed = sorted(bars, key=lambda bar: -bar.duration_s)
     together: dict[tuple[int, str, bool], list[Path]] = {}
     for bar in reversed(placed[_TITLED:]):
@@ -125,6 +136,26 @@ def lanes(
     for bar in placed[:_TITLED]:
         items += _bar(bar, left, scale, right)
     return Scene(width, bottom + _AXIS, title, description, tuple(items))
+
+
+def _strip(
+    strip: Mapping[str, Any], name: str, left: float, scale: float, bottom: float
+) -> list[Shape | Text]:
+    """What one meter said, from nothing at the bottom to the most at the top."""
+    high, most = _STRIP - 8, strip["most"] or 1.0
+    runs: list[list[tuple[float, float]]] = [[]]
+    for at, value in zip(strip["time_s"], strip["value"], strict=True):
+        if value is None:
+            runs.append([])
+        else:
+            runs[-1].append((left + at * scale, bottom - 3 - high * min(1.0, value / most)))
+    top = {"W": units.power, "B": units.size}.get(strip["unit"], units.percent)(most)
+    drawn = stacked([line(points) for points in runs if len(points) > 1])
+    return [
+        Text(left - 8, bottom - _STRIP / 2 + 4, fit(name, left - 10, 11.5), 11.5, "quiet", "end"),
+        Shape(drawn, None, "ink", 1.2, title=f"{name}, at most {top}"),
+        Text(left + 3, bottom - high + 4, top, 9, "quiet"),
+    ]
 
 
 def _outline(bar: Bar, left: float, scale: float, right: float) -> tuple[float, float, float, float]:

@@ -1,8 +1,9 @@
 /** Phases over time: a lane for each stage, a bar for each phase, coloured and marked by what held it back. */
 
 import { scaleLinear } from 'd3-scale';
-import { clip, seconds } from '../format';
-import type { Timeline } from '../model';
+import { amount, clip, seconds, share } from '../format';
+import { polylines } from '../meters';
+import type { Strip, Timeline } from '../model';
 import { html, svg, table } from './dom';
 import { Selection, selectable } from './selection';
 
@@ -19,6 +20,7 @@ const WIDTH = 960;
 const NARROWEST = 320;
 const LANE = 26;
 const AXIS = 26;
+const STRIP = 30;
 
 /** Shapes besides colours, in the middle of bars that are wide enough. */
 export const MARKS: Record<string, string> = {
@@ -58,10 +60,53 @@ export function zoomed(
   return [kept, kept + length];
 }
 
+/** The least, mean and most of what a meter said, in words. */
+export function spread(strip: Strip): string[] {
+  const known = strip.value.filter((value): value is number => Number.isFinite(value));
+  const mean = known.reduce((sum, value) => sum + value, 0) / known.length;
+  return [Math.min(...known), mean, Math.max(...known)].map(value =>
+    strip.unit ? amount(value, strip.unit) : share(value)
+  );
+}
+
+/** What a meter said, in a lane of its own below the phases. */
+function stripMarks(
+  strip: Strip,
+  top: number,
+  left: number,
+  right: number,
+  x: (at: number) => number
+): SVGElement[] {
+  const name = `${strip.device} ${strip.reading}`;
+  const bottom = top + STRIP - 4;
+  const most = strip.most > 0 ? strip.most : 1;
+  const y = (value: number): number => bottom - (STRIP - 8) * Math.min(1, Math.max(0, value / most));
+  // What lies outside is not drawn at its edge: lines would run along it.
+  const shown = strip.value.map((value, index) => {
+    const at = x(strip.time_s[index] ?? NaN);
+    return value !== null && at >= left && at <= right ? ([at, y(value)] as [number, number]) : null;
+  });
+  const says = strip.unit ? amount(most, strip.unit) : '100%';
+  return [
+    svg(
+      'text',
+      { x: left - 8, y: top + STRIP / 2, class: 'gimlet-lane gimlet-small' },
+      clip(name, Math.floor(left / 6.5))
+    ),
+    svg('line', { x1: left, x2: right, y1: bottom, y2: bottom, class: 'gimlet-grid' }),
+    ...polylines(shown).map(points =>
+      svg('polyline', { points, class: 'gimlet-said-by-meter' }, svg('title', {}, `${name}, at most ${says}`))
+    ),
+    svg('text', { x: left + 3, y: top + 8, class: 'gimlet-small' }, says)
+  ];
+}
+
 export function timelineChart(timeline: Timeline, selection: Selection): HTMLElement {
   const all = bars(timeline);
   const whole = Number.isFinite(timeline.end_s) && timeline.end_s > 0 ? timeline.end_s : 1;
-  const height = timeline.lanes.length * LANE + AXIS;
+  const strips = timeline.strips ?? [];
+  const below = timeline.lanes.length * LANE;
+  const height = below + strips.length * STRIP + AXIS;
   let domain: [number, number] = [0, whole];
   let width = WIDTH;
   const left = (): number => Math.min(150, width / 4);
@@ -117,6 +162,9 @@ export function timelineChart(timeline: Timeline, selection: Selection): HTMLEle
       selectable(mark, bar.stage, label, selection);
       marks.push(mark);
     }
+    strips.forEach((strip, index) =>
+      marks.push(...stripMarks(strip, below + index * STRIP, first, width - 12, x))
+    );
     for (const tick of x.ticks(Math.max(2, Math.floor(width / 130)))) {
       marks.push(
         svg('line', {
@@ -199,6 +247,14 @@ export function timelineChart(timeline: Timeline, selection: Selection): HTMLEle
       ['Stage', 'Bound', 'Start', 'Duration'],
       all.slice(0, 200).map(bar => [bar.stage, bar.bound, seconds(bar.start), seconds(bar.duration)]),
       true
-    )
+    ),
+    strips.length
+      ? table(
+          'Meters',
+          ['Device', 'Reading', 'Least', 'Mean', 'Most'],
+          strips.map(strip => [strip.device, strip.reading, ...spread(strip)]),
+          true
+        )
+      : null
   );
 }
