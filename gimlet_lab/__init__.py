@@ -215,6 +215,7 @@ def advise(
     rate_per_s: float | None = None,
     max_usd_per_hour: float | None = None,
     serving: Mapping[str, Any] | None = None,
+    layers: Mapping[str, int] | None = None,
     time_limit_s: float = 30.0,
     progress: Progress | None = None,
 ) -> Plan:
@@ -240,6 +241,9 @@ def advise(
         What the devices in use may cost together.
     serving : mapping, optional
         With a rate: ``model``, ``dtype``, ``isl`` and ``osl`` of what is served, in place of the run's.
+    layers : mapping of str to int, optional
+        Of a run: modules, and in how many stretches of layers each may be taken apart: ``{"llm": 4}``. They
+        are stages of their own, ``llm.model.layers[0:8]``; what is in no layer stays with the notebook.
     time_limit_s : float
         Seconds for the solver.
 
@@ -268,6 +272,12 @@ def advise(
     )
     if device is None and not isinstance(run, Run):
         raise UsageError("advise: a graph alone does not say where it was measured; give measured_on=DEVICE")
+    if layers:
+        from gimlet_lab.analysis.layers import in_layers
+
+        if not isinstance(run, Run):
+            raise UsageError("advise: a graph alone does not say what is in which layer; give the run")
+        graph = in_layers(run, layers)
     report = progress or silent
     return advise(
         graph,

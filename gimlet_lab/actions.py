@@ -231,8 +231,8 @@ def advise(notebook: Notebook, options: Namespace) -> Answer:
             notebook.find_fleet(options.on, progress),
             objective=options.objective,
             slo=options.slo,
-            pin={stage: devices[0] for stage, devices in _by_stage(options.pin, run).items()},
-            forbid=_by_stage(options.forbid, run),
+            pin={stage: devices[0] for stage, devices in _by_stage(options.pin).items()},
+            forbid=_by_stage(options.forbid),
             robust=options.robust,
             rate_per_s=options.rate,
             max_usd_per_hour=options.max_price,
@@ -241,6 +241,7 @@ def advise(notebook: Notebook, options: Namespace) -> Answer:
                 for name in ("model", "dtype", "isl", "osl")
                 if (value := getattr(options, name)) is not None
             },
+            layers=dict(options.layers),
             time_limit_s=options.time_limit,
             progress=progress,
         )
@@ -248,12 +249,9 @@ def advise(notebook: Notebook, options: Namespace) -> Answer:
     return show_plan(plan)
 
 
-def _by_stage(pairs: Iterable[tuple[str, str]], run: Run) -> dict[str, list[str]]:
-    stages = [stage.id for stage in run.graph.stages]
+def _by_stage(pairs: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
     for stage, device in pairs:
-        if stage not in stages:
-            raise UnknownNameError("stage", stage, stages)
         found.setdefault(stage, []).append(device)
     return found
 

@@ -188,7 +188,7 @@ def _children(value: object, limit: int = 200) -> list[tuple[str, object]]:
 
 
 def resolve(target: str, namespace: Mapping[str, Any]) -> object:
-    """The live object that a target expression names: names, attributes and constant indices only.
+    """The live object that a target expression names: names, attributes, constant indices and slices only.
 
     Raises
     ------
@@ -211,4 +211,9 @@ def _walk(node: ast.expr, namespace: Mapping[str, Any]) -> Any:
         return getattr(_walk(node.value, namespace), node.attr)
     if isinstance(node, ast.Subscript) and isinstance(node.slice, ast.Constant):
         return _walk(node.value, namespace)[node.slice.value]
+    if isinstance(node, ast.Subscript) and isinstance(node.slice, ast.Slice) and node.slice.step is None:
+        ends = [
+            None if end is None else ast.literal_eval(end) for end in (node.slice.lower, node.slice.upper)
+        ]
+        return _walk(node.value, namespace)[slice(*ends)]
     raise ValueError(ast.dump(node))

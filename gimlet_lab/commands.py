@@ -17,7 +17,7 @@ from gimlet_lab.errors import UnknownNameError, UsageError
 from gimlet_lab.hardware.prices import BASES
 from gimlet_lab.model import Fleet, Plan, Run
 from gimlet_lab.notebook import Notebook, check_variable
-from gimlet_lab.parser import Parser, count, limits, pair, price, rate, seconds, split
+from gimlet_lab.parser import Parser, count, limits, pair, price, rate, seconds, split, stretches
 
 BOTH = ("notebook", "shell")
 NOTEBOOK = ("notebook",)
@@ -283,6 +283,10 @@ def _declare_advise(parser: Parser, in_shell: bool) -> None:
     parser.add_argument(
         "--forbid", type=pair, action="append", default=[], metavar="STAGE=DEVICE", help="never there"
     )
+    parser.add_argument(
+        "--layers", type=stretches, action="append", default=[], metavar="MODEL=COUNT",
+        help="take a model apart into so many stretches of layers, to be placed each by itself",
+    )  # fmt: skip
     parser.add_argument(
         "--time-limit", type=seconds, default=30.0, metavar="TIME", help="for the solver; 30s"
     )

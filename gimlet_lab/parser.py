@@ -224,3 +224,17 @@ def pair(text: str) -> tuple[str, str]:
     if not (left and equals and right):
         raise argparse.ArgumentTypeError(f"{text!r} is not of the form NAME=VALUE")
     return left, right
+
+
+def stretches(text: str) -> tuple[str, int]:
+    """``MODEL=COUNT``.
+
+    Examples
+    --------
+    >>> stretches("llm=4")
+    ('llm', 4)
+    """
+    model, count = pair(text)
+    if not count.isdecimal() or int(count) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r}: a model is taken apart into 1, 2, … stretches of layers")
+    return model, int(count)

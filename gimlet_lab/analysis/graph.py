@@ -62,7 +62,7 @@ def build(
             if member.kind == "glue"
             else _placeable(member, [calls[span.id] for span in member.calls], by_stage[member.id], tree)
         )
-        stages.append(_with_work(stage, rows.get(member.id, ()), _module(member, modules), unseen[member.id]))
+        stages.append(with_work(stage, rows.get(member.id, ()), _module(member, modules), unseen[member.id]))
     return Graph(tuple(_unlistened(recording, stages)), edges(recording, membership, members))
 
 
@@ -176,7 +176,8 @@ def _module(member: Member, modules: Mapping[str, ModuleInfo]) -> ModuleInfo | N
     return modules.get(module_of(member.calls[0])) if member.kind == "module" else None
 
 
-def _with_work(stage: Stage, ops: Sequence[Op], module: ModuleInfo | None, unseen_s: float) -> Stage:
+def with_work(stage: Stage, ops: Sequence[Op], module: ModuleInfo | None, unseen_s: float) -> Stage:
+    """A stage with what its operators sum up to, and the weights of its module."""
     # Millions of rows have few works, and rows of one shape share theirs.
     shared: dict[int, tuple[Work, int]] = {}
     by_dtype: dict[str, float] = defaultdict(float)

@@ -92,6 +92,7 @@ def bind(
             continue
         if placement is not None:
             found.append(placement)
+    _check_apart([placement for placement in found if placement.elsewhere])
     moved = {id(placement.thing) for placement in found if placement.elsewhere}
     beside = any(placement.elsewhere and placement.stage.kind == "function" for placement in found)
     return [
@@ -99,6 +100,31 @@ def bind(
         for placement in found
         if id(placement.thing) in moved or (beside and placement.pure and _plain(placement.thing))
     ]
+
+
+def _thing(stage: Stage, namespace: Mapping[str, Any]) -> Any:
+    """What a stage's target names: a function, a module, or a stretch of a model's layers as one."""
+    target = str(stage.target)
+    if target.endswith("]") and ":" in target and "torch" in sys.modules:
+        from gimlet_lab.backends.chains import chain_of
+
+        return chain_of(target, namespace) or resolve(target, namespace)
+    return resolve(target, namespace)
+
+
+def _check_apart(moving: Iterable[Placement]) -> None:
+    """Check that no layer goes elsewhere twice: in two stretches, or in one and with its model."""
+    modules = {id(p.thing): p for p in moving if p.stage.kind == "module"}
+    owner: dict[int, Placement] = {}
+    for placement in modules.values():
+        stretch = ":" in str(placement.stage.target)
+        for part in placement.thing.layers if stretch else placement.thing.modules():
+            other = owner.setdefault(id(part), placement)
+            if other is not placement and (stretch or ":" in str(other.stage.target)):
+                raise GimletError(
+                    f"{other.stage.target} and {placement.stage.target} have layers in common, and only one "
+                    f"of them can be moved: advise with --pin {placement.stage.id}=cpu"
+                )
 
 
 def _plain(thing: Any) -> bool:
@@ -131,7 +157,7 @@ def _bind_stage(
             )
         return None
     try:
-        thing = resolve(stage.target, namespace)
+        thing = _thing(stage, namespace)
     except LookupError as error:
         if not elsewhere:
             return None
@@ -187,7 +213,8 @@ def _check_thing(placement: Placement) -> None:
             f"stage {stage.id!r}: {stage.target} has parts that torch.compile made, which run where they "
             f"were compiled: pin it with --pin {stage.id}=cpu"
         )
-    if "forward" in vars(thing) and not hasattr(vars(thing)["forward"], PLACED):
+    parts = (thing, *thing.layers) if stage.target and ":" in stage.target else (thing,)
+    if any("forward" in vars(part) and not hasattr(vars(part)["forward"], PLACED) for part in parts):
         raise GimletError(
             f"stage {stage.id!r}: {stage.target} has a forward of its own (accelerate's dispatch_model?): "
             "load it without a device map, or pin it to the host"

@@ -115,15 +115,15 @@ def _parts(stage: Stage, device: Device) -> list[_Part]:
 def _estimate(stage: Stage, device: Device, known: Corrections) -> Estimate | None:
     parts = _parts(stage, device)
     whole = known.factor(_name(stage)) if stage.kind == "module" else None
-    if whole is not None:
-        raw = [*parts, *_python(stage)]
+    raw = [*parts, *_python(stage)]
+    if whole is not None and raw:  # nothing of a call was seen whose layers are elsewhere
         by = max({part.bound for part in raw}, key=lambda b: sum(p.seconds for p in raw if p.bound == b))
         each = sum(part.seconds for part in raw) / stage.calls
         return Estimate(each * whole.value, each * whole.low, each * whole.high, by, "measured")
     low = seconds = high = 0.0
     by_bound: dict[str, float] = defaultdict(float)
     corrected = 0.0
-    for part in [*parts, *_python(stage)]:
+    for part in raw:
         factor = known.factor(part.kind)
         if factor is None and part.kind.startswith(f"{OWN}/"):
             return None  # a function's own Python, and no run to know it from

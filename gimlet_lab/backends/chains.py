@@ -1,0 +1,134 @@
+"""A stretch of a model's layers as one module: each takes what the one before gives.
+
+So a model that no device holds lies on several. ``llm.model.layers[0:16]`` names such a stretch.
+"""
+
+from __future__ import annotations
+
+import functools
+import sys
+import weakref
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from gimlet_lab.backends.caches import is_cache
+from gimlet_lab.boundary import resolve
+from gimlet_lab.errors import GimletError
+
+_chains: weakref.WeakValueDictionary[tuple[int, ...], Any] = weakref.WeakValueDictionary()
+_roots: weakref.WeakKeyDictionary[Any, weakref.ref[Any]] = weakref.WeakKeyDictionary()
+
+
+@functools.cache
+def chain_class() -> Any:
+    """Make the class of stretches, once torch is there; workers find it by its name in this module."""
+    import torch
+
+    class Chain(torch.nn.Module):
+        """Layers that are called as one.
+
+        Parameters
+        ----------
+        layers : sequence of torch.nn.Module
+        first : int
+            The number of the first one in its model; its KV cache holds the layers from there on.
+        """
+
+        def __init__(self, layers: Sequence[Any], first: int) -> None:
+            super().__init__()
+            self.layers = torch.nn.ModuleList(layers)
+            self.first = first
+            self.training = False  # its layers say for themselves
+
+        def forward(self, hidden: Any, *args: Any, **kwargs: Any) -> Any:
+            """Give each layer what the one before gave, and all of them the same besides."""
+            given = [_numbered(value, self.first) for value in args]
+            named = {name: _numbered(value, self.first) for name, value in kwargs.items()}
+            output = hidden
+            for layer in self.layers:
+                output = layer(first_of(output), *given, **named)
+            return output
+
+    Chain.__qualname__ = "Chain"
+    return Chain
+
+
+def __getattr__(name: str) -> Any:
+    if name == "Chain":
+        return chain_class()
+    raise AttributeError(name)
+
+
+class _Part:
+    """A KV cache of some layers under the numbers that they have in their model."""
+
+    def __init__(self, cache: Any, first: int) -> None:
+        self._cache = cache
+        self._first = first
+
+    def update(self, keys: Any, values: Any, layer_idx: int, *args: Any, **kwargs: Any) -> Any:
+        return self._cache.update(keys, values, layer_idx - self._first, *args, **kwargs)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._cache, name)
+
+
+def _numbered(value: Any, first: int) -> Any:
+    return _Part(value, first) if first and is_cache(value) else value
+
+
+def first_of(output: Any) -> Any:
+    """The hidden states in what a layer gives."""
+    return output[0] if isinstance(output, tuple) else output
+
+
+def chain_of(target: str, namespace: Mapping[str, Any]) -> Any:
+    """The stretch of layers that a target names, the same object as long as they are; None: it names none.
+
+    Raises
+    ------
+    LookupError
+        If there is nothing of that name.
+    GimletError
+        If these layers cannot be called as one.
+    """
+    if not target.endswith("]") or ":" not in target:
+        return None
+    stretch = target[target.rindex("[") + 1 : -1].partition(":")
+    layers: Any = resolve(target, namespace)
+    if type(layers).__name__ != "ModuleList" or not len(layers):
+        raise LookupError(f"{target} is no stretch of a model's layers")
+    _check(target, list(layers))
+    key = tuple(map(id, layers))
+    chain = _chains.get(key)
+    if chain is None:
+        chain = _chains[key] = chain_class()(list(layers), int(stretch[0] or 0))
+        _roots[chain] = weakref.ref(_root(target, namespace))
+    return chain
+
+
+def root_of(chain: Any) -> Any:
+    """The model that a stretch of layers is of; None where it is gone."""
+    root = _roots.get(chain)
+    return None if root is None else root()
+
+
+def _root(target: str, namespace: Mapping[str, Any]) -> Any:
+    module_type = sys.modules["torch"].nn.Module
+    words = target[: target.rindex("[")].split(".")
+    for end in range(1, len(words) + 1):
+        found = resolve(".".join(words[:end]), namespace)
+        if isinstance(found, module_type):
+            return found
+    raise LookupError(f"{target} is of no model")
+
+
+def _check(target: str, layers: Sequence[Any]) -> None:
+    kinds = {type(layer).__name__ for layer in layers}
+    attention = {str(getattr(layer, "attention_type", "")) for layer in layers}
+    if len(kinds) > 1 or len(attention) > 1:
+        what = ", ".join(sorted(kinds if len(kinds) > 1 else attention))
+        raise GimletError(
+            f"{target}: its layers are of several kinds ({what}), and are not called alike: "
+            "place the whole model"
+        )
