@@ -71,6 +71,23 @@ def test_a_plan_over_layers_is_proved_and_its_stages_can_be_pinned(run: Run) -> 
     assert small.latency_s <= plan.latency_s
 
 
+def test_a_device_map_has_every_layer(run: Run, names: dict[str, Any]) -> None:
+    from accelerate.utils.modeling import check_device_map
+
+    from gimlet_lab.export.device_map import device_map
+
+    pins = {"llm.model.layers[0:3]": "cpu", "llm.model.layers[3:6]": "l4"}
+    plan = gimlet.advise(run, gimlet.fleet("cpu", "l4"), layers={"llm": 2}, pin=pins)
+    placed, notes = device_map(plan, "llm")
+    assert placed == {
+        "": "cpu",
+        **{f"model.layers.{number}": "cpu" if number < 3 else 0 for number in range(6)},
+    }
+    check_device_map(names["llm"], placed)
+    assert any("l4" in note for note in notes)
+    assert not any("prefill" in note for note in notes), "its roles are in the map"
+
+
 @pytest.mark.parametrize(
     ("counts", "error", "says"),
     [

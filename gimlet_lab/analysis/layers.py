@@ -135,7 +135,6 @@ def _kept(stage: Stage, rows: _Rows, path: str) -> Stage:
     return replace(
         with_work(stage, rows[stage.id, None], None, 0.0),
         kind="glue",
-        target=None,
         call_s=stage.call_s * share,
         total_s=stage.total_s * share,
         weights={name: size for name, size in stage.weights.items() if not name.startswith(f"{path}.")},

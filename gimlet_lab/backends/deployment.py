@@ -235,7 +235,7 @@ class PlacedDeployment(Deployment):
         for module in self._modules.values():
             if module.stays is None and module.changed_deeply():
                 module.ship(module.places)
-                lines.append(f"{type(module.module).__name__} has changed: its weights were sent again")
+                lines.append(f"{module.name} has changed: its weights were sent again")
         for function in self._functions.values():
             function.drop_started()
             if function.stays is None:

@@ -73,6 +73,11 @@ class Layers(Module):
         self.passing = _Passing()
         self._parts: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()
 
+    @property
+    def name(self) -> str:
+        """What a person calls it."""
+        return f"{len(self.layers)} × {type(self.layers[0]).__name__}"
+
     def redirect(self, ledger: Ledger, routes: Mapping[str, Route]) -> None:
         """Let calls of the layers come here."""
         self.routes = routes

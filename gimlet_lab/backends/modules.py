@@ -71,6 +71,11 @@ class Module:
         self._original: Any = None
 
     @property
+    def name(self) -> str:
+        """What a person calls it."""
+        return type(self.module).__name__
+
+    @property
     def places(self) -> list[Place]:
         """Everywhere that calls of it go, once."""
         return list({id(r.place): r.place for r in self.routes.values() if r.place is not None}.values())
@@ -94,9 +99,7 @@ class Module:
             try:
                 packed = pack(("keep", self._key, self.module)).share()
             except Exception as error:  # noqa: BLE001 - pickling runs the user's code
-                raise GimletError(
-                    f"{type(self.module).__name__} cannot travel to a worker: {describe(error)}"
-                ) from None
+                raise GimletError(f"{self.name} cannot travel to a worker: {describe(error)}") from None
             self._remember(packed)
         assert self._packed is not None
         for place in places:
@@ -238,9 +241,7 @@ class Module:
         self, worker: Remote, usage: Usage, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[bool, Any]:
         """Make a call on a worker, or the next one where it is lost: its result, or why it is the host's."""
-        return again(
-            lambda: self._attempt(worker, usage, call, args, kwargs), type(self.module).__name__, usage.lost
-        )
+        return again(lambda: self._attempt(worker, usage, call, args, kwargs), self.name, usage.lost)
 
     def _attempt(
         self, worker: Remote, usage: Usage, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]

@@ -58,7 +58,9 @@ def _line(placement: Placement, again: bool) -> str:
         ]
         kind = ", ".join(["function", *more])
     else:
-        kind = f"{type(placement.thing).__name__}, {placement.role}"
+        stretch = getattr(placement.thing, "layers", ()) if ":" in str(stage.target) else ()
+        name = f"{len(stretch)} × {type(stretch[0]).__name__}" if stretch else type(placement.thing).__name__
+        kind = f"{name}, {placement.role}"
         tensors = {
             t.untyped_storage().data_ptr(): t
             for t in (*placement.thing.parameters(), *placement.thing.buffers())

@@ -7,6 +7,7 @@ beside the map (``NAME.notes.json``) says what was lost, with the plan's id, its
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,9 @@ _CPU = (
     "alone, as here, it means computed on the CPU"
 )
 NOTES_SUFFIX = ".notes.json"
+
+#: How a target ends that is a stretch of a model's layers.
+_STRETCH = re.compile(r"\[\d*:\d*\]$")
 
 
 def write(plan: Plan, path: Path, options: Mapping[str, Any]) -> Path:
@@ -61,8 +65,9 @@ def notes_path(path: str | Path) -> Path:
 def device_map(plan: Plan, model: str) -> tuple[dict[str, int | str], list[str]]:
     """The map of one model, and what it cannot say.
 
-    A stage is a whole module in one role, so the map has one entry: ``""`` stands for the module and
-    all that is in it, every parameter and buffer.
+    Where a stage is a whole module in one role, the map has one entry: ``""`` stands for the module and
+    all that is in it, every parameter and buffer. Of a model in stretches of layers it stands for what is in
+    none, and each layer has an entry of its own.
 
     Parameters
     ----------
@@ -92,18 +97,33 @@ def device_map(plan: Plan, model: str) -> tuple[dict[str, int | str], list[str]]
     left_out = [name for name in _models(plan) if name != model]
     if left_out:
         notes.append(f"other models of the plan, each its own map (option model): {', '.join(left_out)}")
-    plain = [stage.id for stage in plan.graph.stages if stage.kind != "module"]
+    plain = [stage.id for stage in plan.graph.stages if stage.kind != "module" and stage not in stages]
     if plain:
         notes.append(f"not models, not in a device_map: {', '.join(plain)}")
-    return {"": where}, notes
+    placed = {"": where}
+    for stretch in _stretches(plan, model):
+        there, said = _where(plan, plan.assignment[stretch.id])
+        notes += [note for note in said if note not in notes]
+        placed |= {name.removeprefix(f"{model}."): there for name in stretch.weights}
+    return placed, notes
 
 
 def _models(plan: Plan) -> dict[str, list[Stage]]:
+    """The stages of each model, those of its layers aside."""
     found: dict[str, list[Stage]] = {}
     for stage in plan.graph.stages:
-        if stage.kind == "module" and stage.target and stage.id in plan.assignment:
-            found.setdefault(stage.target, []).append(stage)
+        whole = stage.kind in ("module", "glue") and stage.target and not _STRETCH.search(stage.target)
+        if whole and stage.id in plan.assignment:
+            found.setdefault(str(stage.target), []).append(stage)
     return found
+
+
+def _stretches(plan: Plan, model: str) -> list[Stage]:
+    return [
+        stage
+        for stage in plan.graph.stages
+        if stage.target and _STRETCH.search(stage.target) and stage.target.startswith(f"{model}.")
+    ]
 
 
 def _model(plan: Plan, wanted: str | None) -> str:
