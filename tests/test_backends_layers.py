@@ -94,6 +94,42 @@ def test_one_stretch_may_move_and_a_layer_is_still_called_by_itself(placer, llm)
             assert torch.equal(llm.model.layers[3](hidden, position_embeddings=position), alone)
 
 
+def test_stretches_of_two_lists_of_layers_do_not_follow_each_other(placer):
+    class Two(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.early, self.late = (
+                torch.nn.ModuleList(torch.nn.Linear(4, 4) for _ in range(4)) for _ in range(2)
+            )
+
+        def forward(self, x):
+            for layer in self.early:
+                x = layer(x)
+            x = x + 1
+            for layer in self.late:
+                x = layer(x)
+            return x
+
+    two, x = Two().eval(), torch.ones(6, 2, 4)
+    parts = [module(name, f"two.{name}", "forward") for name in ("early[0:2]", "late[2:4]")]
+    with torch.no_grad():
+        expected = two(x)
+        with placer.deploy(plan((parts[0], "cpu/0"), (parts[1], "cpu/1")), {"two": two}) as deployment:
+            assert torch.allclose(two(x), expected)
+            assert [found["calls"] for found in deployment.stats().values()] == [1, 1]
+
+
+def test_a_call_that_ended_half_way_leaves_nothing(placer, llm):
+    ids = torch.arange(1, 57).view(8, 7) % 99
+    with torch.no_grad():
+        expected = llm(ids, use_cache=False).logits
+    with placer.deploy(LAYERS, {"llm": llm}), torch.no_grad():
+        layer = llm.model.layers[0]  # the batch has gone through all of them, and the model gets no further
+        layer(llm.model.embed_tokens(ids), position_embeddings=(torch.ones(1, 7, 8),) * 2)
+        assert torch.allclose(llm(ids[:1], use_cache=False).logits, expected[:1], atol=1e-6)
+        assert torch.allclose(llm(ids, use_cache=False).logits, expected, atol=1e-6)
+
+
 def test_a_model_that_does_something_between_its_layers_is_refused(placer):
     class Odd(torch.nn.Module):
         def __init__(self):

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from gimlet_lab.backends.base import PLACED
+from gimlet_lab.backends.chains import chain_of
 from gimlet_lab.boundary import declaration, resolve
 from gimlet_lab.capture.weights import is_compiled
 from gimlet_lab.errors import GimletError
@@ -104,12 +105,9 @@ def bind(
 
 def _thing(stage: Stage, namespace: Mapping[str, Any]) -> Any:
     """What a stage's target names: a function, a module, or a stretch of a model's layers as one."""
-    target = str(stage.target)
-    if target.endswith("]") and ":" in target and "torch" in sys.modules:
-        from gimlet_lab.backends.chains import chain_of
-
-        return chain_of(target, namespace) or resolve(target, namespace)
-    return resolve(target, namespace)
+    if stage.is_stretch and "torch" in sys.modules:
+        return chain_of(str(stage.target), namespace)
+    return resolve(str(stage.target), namespace)
 
 
 def _check_apart(moving: Iterable[Placement]) -> None:
@@ -117,10 +115,10 @@ def _check_apart(moving: Iterable[Placement]) -> None:
     modules = {id(p.thing): p for p in moving if p.stage.kind == "module"}
     owner: dict[int, Placement] = {}
     for placement in modules.values():
-        stretch = ":" in str(placement.stage.target)
+        stretch = placement.stage.is_stretch
         for part in placement.thing.layers if stretch else placement.thing.modules():
             other = owner.setdefault(id(part), placement)
-            if other is not placement and (stretch or ":" in str(other.stage.target)):
+            if other is not placement and (stretch or other.stage.is_stretch):
                 raise GimletError(
                     f"{other.stage.target} and {placement.stage.target} have layers in common, and only one "
                     f"of them can be moved: advise with --pin {placement.stage.id}=cpu"
@@ -213,7 +211,7 @@ def _check_thing(placement: Placement) -> None:
             f"stage {stage.id!r}: {stage.target} has parts that torch.compile made, which run where they "
             f"were compiled: pin it with --pin {stage.id}=cpu"
         )
-    parts = (thing, *thing.layers) if stage.target and ":" in stage.target else (thing,)
+    parts = (thing, *thing.layers) if stage.is_stretch else (thing,)
     if any("forward" in vars(part) and not hasattr(vars(part)["forward"], PLACED) for part in parts):
         raise GimletError(
             f"stage {stage.id!r}: {stage.target} has a forward of its own (accelerate's dispatch_model?): "

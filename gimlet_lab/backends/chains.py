@@ -16,7 +16,8 @@ from gimlet_lab.boundary import resolve
 from gimlet_lab.errors import GimletError
 
 _chains: weakref.WeakValueDictionary[tuple[int, ...], Any] = weakref.WeakValueDictionary()
-_roots: weakref.WeakKeyDictionary[Any, weakref.ref[Any]] = weakref.WeakKeyDictionary()
+#: The model that each is of, and where in the notebook its layers are.
+_origins: weakref.WeakKeyDictionary[Any, tuple[weakref.ref[Any], str]] = weakref.WeakKeyDictionary()
 
 
 @functools.cache
@@ -83,7 +84,7 @@ def first_of(output: Any) -> Any:
 
 
 def chain_of(target: str, namespace: Mapping[str, Any]) -> Any:
-    """The stretch of layers that a target names, the same object as long as they are; None: it names none.
+    """The stretch of layers that a target names, the same object as long as they are.
 
     Raises
     ------
@@ -92,9 +93,7 @@ def chain_of(target: str, namespace: Mapping[str, Any]) -> Any:
     GimletError
         If these layers cannot be called as one.
     """
-    if not target.endswith("]") or ":" not in target:
-        return None
-    stretch = target[target.rindex("[") + 1 : -1].partition(":")
+    path, _, ends = target.removesuffix("]").rpartition("[")
     layers: Any = resolve(target, namespace)
     if type(layers).__name__ != "ModuleList" or not len(layers):
         raise LookupError(f"{target} is no stretch of a model's layers")
@@ -102,25 +101,30 @@ def chain_of(target: str, namespace: Mapping[str, Any]) -> Any:
     key = tuple(map(id, layers))
     chain = _chains.get(key)
     if chain is None:
-        chain = _chains[key] = chain_class()(list(layers), int(stretch[0] or 0))
-        _roots[chain] = weakref.ref(_root(target, namespace))
+        chain = _chains[key] = chain_class()(list(layers), int(ends.partition(":")[0] or 0))
+        _origins[chain] = weakref.ref(_root(path, namespace)), path
     return chain
 
 
-def root_of(chain: Any) -> Any:
-    """The model that a stretch of layers is of; None where it is gone."""
-    root = _roots.get(chain)
-    return None if root is None else root()
+def origin_of(chain: Any) -> tuple[Any, str]:
+    """The model that a stretch of layers is of, None where it is gone; and where its layers are."""
+    root, path = _origins[chain]
+    return root(), path
 
 
-def _root(target: str, namespace: Mapping[str, Any]) -> Any:
+def title(module: Any) -> str:
+    """What a person calls a module, or a stretch of layers."""
+    if "torch" in sys.modules and isinstance(module, chain_class()):
+        return f"{len(module.layers)} × {type(module.layers[0]).__name__}"
+    return type(module).__name__
+
+
+def _root(path: str, namespace: Mapping[str, Any]) -> Any:
+    """The outermost module on the way to the layers."""
     module_type = sys.modules["torch"].nn.Module
-    words = target[: target.rindex("[")].split(".")
-    for end in range(1, len(words) + 1):
-        found = resolve(".".join(words[:end]), namespace)
-        if isinstance(found, module_type):
-            return found
-    raise LookupError(f"{target} is of no model")
+    words = path.split(".")
+    found = (resolve(".".join(words[:end]), namespace) for end in range(1, len(words) + 1))
+    return next(value for value in found if isinstance(value, module_type))
 
 
 def _check(target: str, layers: Sequence[Any]) -> None:

@@ -19,11 +19,10 @@ from typing import Any
 
 from gimlet_lab.backends import caches
 from gimlet_lab.backends.ambient import ambient, applied
-from gimlet_lab.backends.base import PLACED, Placed
-from gimlet_lab.backends.chains import first_of, root_of
-from gimlet_lab.backends.modules import Module, Route
+from gimlet_lab.backends.base import PLACED
+from gimlet_lab.backends.chains import first_of, origin_of
+from gimlet_lab.backends.modules import Module, Route, redirected
 from gimlet_lab.backends.places import Place
-from gimlet_lab.backends.trampoline import forget_frames
 from gimlet_lab.boundary import Ledger
 from gimlet_lab.capture.calls import Call, read_call
 from gimlet_lab.errors import GimletError
@@ -73,23 +72,18 @@ class Layers(Module):
         self.passing = _Passing()
         self._parts: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()
 
-    @property
-    def name(self) -> str:
-        """What a person calls it."""
-        return f"{len(self.layers)} × {type(self.layers[0]).__name__}"
-
     def redirect(self, ledger: Ledger, routes: Mapping[str, Route]) -> None:
         """Let calls of the layers come here."""
         self.routes = routes
         self._original = lambda *_args, **_kwargs: _HERE
-        root = root_of(self.module)
+        root, _ = origin_of(self.module)
         if root is not None and not hasattr(vars(root).get("forward"), PLACED):
             # What listens to the model's calls must not look into them: some of it is elsewhere.
-            _set(ledger, root, root.forward)
+            ledger.set(root, "forward", redirected(root.forward, root.forward))
         for index, layer in enumerate(self.layers):
             own = layer.forward
             call = functools.partial(self._pass, index, own) if index else functools.partial(self._all, own)
-            _set(ledger, layer, call, own)
+            ledger.set(layer, "forward", redirected(call, own))
 
     def _all(self, own: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """The first layer's call."""
@@ -97,12 +91,13 @@ class Layers(Module):
             args = (kwargs.pop("hidden_states"),)
         if self.passing.next == 0:  # made already, together with that of the stretch before
             return self._pass(0, own, *args, **kwargs)
-        self.passing.end()
-        if not args:
-            return own(**kwargs)
         stretches = [self]
         while stretches[-1].follower is not None:
             stretches.append(stretches[-1].follower)
+        for stretch in stretches:  # an earlier call may have ended half way
+            stretch.passing.end()
+        if not args:
+            return own(**kwargs)
         output = _in_parts(stretches, args, kwargs)
         if output is _HERE:
             stretches, output = [self], self._call(args, kwargs)
@@ -180,21 +175,6 @@ class Layers(Module):
         return super()._why_host(call, place)
 
 
-def _set(ledger: Ledger, module: Any, forward: Callable[..., Any], original: Any = None) -> None:
-    original = original or forward
-
-    @functools.wraps(original)
-    def redirected(*args: Any, **kwargs: Any) -> Any:
-        try:
-            return forward(*args, **kwargs)
-        except BaseException as error:
-            forget_frames(error)
-            raise
-
-    setattr(redirected, PLACED, Placed({}, original))
-    ledger.set(module, "forward", redirected)
-
-
 def _same(one: tuple[tuple[Any, ...], Mapping[str, Any]], other: Any) -> bool:
     """Whether two calls have the same arguments, as the same objects."""
     (args, kwargs), (given, named) = one, other
@@ -216,9 +196,9 @@ def _alike(one: Any, other: Any) -> bool:
 def join(modules: Iterable[Module]) -> None:
     """Say of each stretch which one its model calls next."""
     stretches = [module for module in modules if isinstance(module, Layers)]
-    begins = {(id(root_of(one.module)), one.first): one for one in stretches}
+    begins = {(origin_of(one.module)[1], one.first): one for one in stretches}
     for one in stretches:
-        one.follower = begins.get((id(root_of(one.module)), one.first + len(one.layers)))
+        one.follower = begins.get((origin_of(one.module)[1], one.first + len(one.layers)))
 
 
 def _in_parts(stretches: Sequence[Layers], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -241,12 +221,12 @@ def _in_parts(stretches: Sequence[Layers], args: tuple[Any, ...], kwargs: dict[s
         return _HERE
     step = ceil(rows / (PARTS * len(stretches)))
     parts = [slice(start, start + step) for start in range(0, rows, step)]
-    own = [None if whole is None else caches.restore(None, caches.whole(whole)) for _ in parts]
+    own: list[Any] = [None if whole is None else caches.restore(None, caches.whole(whole)) for _ in parts]
     settings = ambient()
 
     def send(part: slice, cache: Any) -> Any:
-        output, *given = _rows((*args,), rows, part, whole, cache)
-        named = _rows(dict(kwargs), rows, part, whole, cache)
+        output, *given = _rows(args, rows, part, whole, cache)
+        named = _rows(kwargs, rows, part, whole, cache)
         with applied(settings):
             for stretch in stretches:
                 output = stretch._call((first_of(output), *given), named)  # noqa: SLF001 - our own
@@ -263,10 +243,9 @@ def _in_parts(stretches: Sequence[Layers], args: tuple[Any, ...], kwargs: dict[s
         outputs = [one.result() for one in sent]
     if any(output is _HERE for output in outputs):
         return _HERE
-    for index in range(stretches[0].first, stretches[-1].first + len(stretches[-1].layers)):
-        _gather(
-            None if whole is None else whole.layers[index], [c.layers[index] for c in own if c is not None]
-        )
+    if whole is not None:
+        for index in range(stretches[0].first, stretches[-1].first + len(stretches[-1].layers)):
+            _gather(whole.layers[index], [cache.layers[index] for cache in own])
     return _together(outputs)
 
 
@@ -274,7 +253,7 @@ def _rows(value: Any, rows: int, part: slice, whole: Any, cache: Any) -> Any:
     """A part of the batch in a value; a tensor of one dimension counts tokens."""
     if value is whole and whole is not None:
         return cache
-    if isinstance(value, tuple | list):
+    if type(value) in (tuple, list):
         return type(value)(_rows(item, rows, part, whole, cache) for item in value)
     if isinstance(value, dict):
         return {key: _rows(item, rows, part, whole, cache) for key, item in value.items()}
@@ -286,7 +265,7 @@ def _gather(layer: Any, parts: Sequence[Any]) -> None:
     """Put the caches of all parts into the one of the batch."""
     import torch
 
-    if layer is None or not parts or parts[0].keys is None:
+    if parts[0].keys is None:
         return
     vars(layer).update(vars(parts[0]))
     layer.keys = torch.cat([part.keys for part in parts])

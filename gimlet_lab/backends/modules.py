@@ -11,13 +11,14 @@ import functools
 import itertools
 import operator
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from gimlet_lab.backends import caches
 from gimlet_lab.backends.ambient import ambient
 from gimlet_lab.backends.base import PLACED, Placed
+from gimlet_lab.backends.chains import title
 from gimlet_lab.backends.packing import Packed, describe, fingerprint, own_hooks, pack
 from gimlet_lab.backends.places import Place
 from gimlet_lab.backends.remote import Remote, WorkerDiedError, WorkerLostError, again
@@ -44,6 +45,23 @@ class Route:
 
 
 _HOST = Route()
+
+
+def redirected(
+    call: Callable[..., Any], original: Callable[..., Any], placed: Mapping[str, dict[str, str]] | None = None
+) -> Callable[..., Any]:
+    """A forward that makes this call, and looks like the original; our frames are in no traceback."""
+
+    @functools.wraps(original)
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return call(*args, **kwargs)
+        except BaseException as error:
+            forget_frames(error)
+            raise
+
+    setattr(forward, PLACED, Placed(dict(placed or {}), original))
+    return forward
 
 
 class Module:
@@ -73,7 +91,7 @@ class Module:
     @property
     def name(self) -> str:
         """What a person calls it."""
-        return type(self.module).__name__
+        return title(self.module)
 
     @property
     def places(self) -> list[Place]:
@@ -140,22 +158,13 @@ class Module:
         """Let its calls come here, and go on by ``routes``: all its roles, those on the host too."""
         self.routes = routes
         original = self._original = self.module.forward
-        dispatch = self._call
-
-        @functools.wraps(original)
-        def forward(*args: Any, **kwargs: Any) -> Any:
-            try:
-                return dispatch(args, kwargs)
-            except BaseException as error:
-                forget_frames(error)
-                raise
-
         placed = {
             role if role in ("prefill", "decode") else "*": route.placed
             for role, route in routes.items()
             if route.place is not None
         }
-        setattr(forward, PLACED, Placed(placed, original))
+        dispatch = self._call
+        forward = redirected(lambda *args, **kwargs: dispatch(args, kwargs), original, placed)
         ledger.set(self.module, "forward", forward)
 
     def leave(self, places: Iterable[Place]) -> None:

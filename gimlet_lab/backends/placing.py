@@ -8,6 +8,7 @@ from typing import Any
 
 from gimlet_lab.backends.base import Backend
 from gimlet_lab.backends.binding import Placement, bind
+from gimlet_lab.backends.chains import title
 from gimlet_lab.backends.deployment import PlacedDeployment
 from gimlet_lab.backends.places import Places
 from gimlet_lab.model import Plan
@@ -58,9 +59,7 @@ def _line(placement: Placement, again: bool) -> str:
         ]
         kind = ", ".join(["function", *more])
     else:
-        stretch = getattr(placement.thing, "layers", ()) if ":" in str(stage.target) else ()
-        name = f"{len(stretch)} × {type(stretch[0]).__name__}" if stretch else type(placement.thing).__name__
-        kind = f"{name}, {placement.role}"
+        kind = f"{title(placement.thing)}, {placement.role}"
         tensors = {
             t.untyped_storage().data_ptr(): t
             for t in (*placement.thing.parameters(), *placement.thing.buffers())

@@ -7,7 +7,6 @@ beside the map (``NAME.notes.json``) says what was lost, with the plan's id, its
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -24,9 +23,6 @@ _CPU = (
     "alone, as here, it means computed on the CPU"
 )
 NOTES_SUFFIX = ".notes.json"
-
-#: How a target ends that is a stretch of a model's layers.
-_STRETCH = re.compile(r"\[\d*:\d*\]$")
 
 
 def write(plan: Plan, path: Path, options: Mapping[str, Any]) -> Path:
@@ -112,7 +108,7 @@ def _models(plan: Plan) -> dict[str, list[Stage]]:
     """The stages of each model, those of its layers aside."""
     found: dict[str, list[Stage]] = {}
     for stage in plan.graph.stages:
-        whole = stage.kind in ("module", "glue") and stage.target and not _STRETCH.search(stage.target)
+        whole = stage.kind in ("module", "glue") and stage.target and not stage.is_stretch
         if whole and stage.id in plan.assignment:
             found.setdefault(str(stage.target), []).append(stage)
     return found
@@ -120,9 +116,7 @@ def _models(plan: Plan) -> dict[str, list[Stage]]:
 
 def _stretches(plan: Plan, model: str) -> list[Stage]:
     return [
-        stage
-        for stage in plan.graph.stages
-        if stage.target and _STRETCH.search(stage.target) and stage.target.startswith(f"{model}.")
+        stage for stage in plan.graph.stages if stage.is_stretch and str(stage.target).startswith(f"{model}.")
     ]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -13,6 +14,9 @@ if TYPE_CHECKING:
 
 #: How an edge is known, the surest first.
 EDGE_KINDS = ("tensor", "object", "def-use", "order")
+
+#: How a target ends that is a stretch of a model's layers.
+_STRETCH = re.compile(r"\[\d*:\d*\]$")
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +88,11 @@ class Stage:
     warmup_s: float = 0.0
     peak_bytes: int | None = None
     joules: float | None = None
+
+    @property
+    def is_stretch(self) -> bool:
+        """Whether it is some of a model's layers, ``llm.model.layers[0:16]``, and not a whole module."""
+        return self.target is not None and _STRETCH.search(self.target) is not None
 
     @property
     def weight_bytes(self) -> int:
