@@ -15,6 +15,7 @@ import contextlib
 import functools
 import threading
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict
 from typing import Any
 
 from gimlet_lab import commands, profiling
@@ -144,6 +145,7 @@ class Page:
                 for plan in list(held.plans.values())[-MOST:]
             ],
             "targets": self._targets,
+            "settings": asdict(held.settings),
             "deployment": None
             if deployment is None
             else {"id": deployment.plan.id, "assignment": dict(deployment.plan.assignment)},

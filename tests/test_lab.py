@@ -207,6 +207,13 @@ def test_a_cell_is_profiled_seen_planned_and_placed(server: Server, browser: Any
     panel.locator(".gimlet-runs button", has_text="agent").click()
     page.locator(".gimlet-document .gimlet-view").wait_for()
     tab.picture("report")
+    # By keyboard: a setting of this notebook, there and back.
+    keep = panel.get_by_label("Keep the cell's text with its run")
+    for on in (True, False):
+        keep.focus()
+        page.keyboard.press("Space")
+        panel.locator(".gimlet-said", has_text=f"keep_text={'on' if on else 'off'}").wait_for()
+        assert keep.is_checked() == on
     page.evaluate("document.querySelector('.gimlet-document').scrollTop = 0")
     dark(page)
     tab.picture("dark")

@@ -77,6 +77,11 @@ def test_a_page_is_told_what_there_is_and_what_changes(kernel: Kernel, page: Pag
     state = page.heard[-1]["state"]
     assert state["protocol"] == 1
     assert state["deployment"] is None
+    assert state["settings"]["live"] is True
+    page.ask(line="config quiet=on")
+    assert page.until(lambda said: "state" in said)["state"]["settings"]["quiet"] is True
+    page.ask(line="config quiet=off")
+    page.until(lambda said: "state" in said)
     before = len(state["runs"])
     kernel.client.execute("%%gimlet --name counted\nsum(range(1000))")
     runs = page.until(lambda said: "state" in said)["state"]["runs"]

@@ -135,7 +135,8 @@ export class Panel extends Widget {
       ),
       this.section(trans.__('Devices'), this.meters),
       this.section(trans.__('Runs'), ...this.runs()),
-      this.section(trans.__('Plan'), ...this.plan())
+      this.section(trans.__('Plan'), ...this.plan()),
+      ...this.settings()
     ];
   }
 
@@ -188,6 +189,37 @@ export class Panel extends Widget {
       );
     });
     return [html('ul', { class: 'gimlet-runs' }, ...rows)];
+  }
+
+  /** What is done with every profiled cell of this notebook. */
+  private settings(): HTMLElement[] {
+    const trans = this.trans;
+    const words: Record<string, string> = {
+      live: trans.__('Show below a cell what it is doing'),
+      stacks: trans.__('Sample call stacks'),
+      native: trans.__('Native frames in them too'),
+      exact: trans.__('Look at every call (slower)'),
+      save: trans.__('Keep every run in a file'),
+      keep_text: trans.__("Keep the cell's text with its run"),
+      quiet: trans.__('Show nothing below cells')
+    };
+    const settings = Object.entries(this.session.state?.settings ?? {});
+    if (!settings.length) {
+      return [];
+    }
+    const rows = settings.map(([name, on]) => {
+      const box = html('input', {
+        type: 'checkbox',
+        checked: on,
+        disabled: this.working !== '',
+        'data-action': `config ${name}`
+      });
+      box.addEventListener('change', () => void this.command(`config ${name}=${box.checked ? 'on' : 'off'}`));
+      return html('li', {}, html('label', {}, box, ' ', words[name] ?? name));
+    });
+    return [
+      this.section(trans.__('Settings of this notebook'), html('ul', { class: 'gimlet-settings' }, ...rows))
+    ];
   }
 
   private plan(): HTMLElement[] {

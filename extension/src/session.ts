@@ -28,6 +28,8 @@ export interface State {
   }[];
   /** What a plan can be exported as. */
   targets?: { name: string; summary: string; options: Record<string, string>; suffix: string }[];
+  /** Of this notebook, by the names of `%gimlet config`. */
+  settings?: Record<string, boolean>;
   deployment: { id: string; assignment: Record<string, string> } | null;
 }
 
