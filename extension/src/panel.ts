@@ -215,7 +215,7 @@ export class Panel extends Widget {
         'data-action': `config ${name}`
       });
       box.addEventListener('change', () => void this.command(`config ${name}=${box.checked ? 'on' : 'off'}`));
-      return html('li', {}, html('label', {}, box, ' ', words[name] ?? name));
+      return html('li', {}, html('label', {}, box, words[name] ?? name));
     });
     return [
       this.section(trans.__('Settings of this notebook'), html('ul', { class: 'gimlet-settings' }, ...rows))

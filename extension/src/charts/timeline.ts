@@ -97,7 +97,7 @@ function stripMarks(
     ...polylines(shown).map(points =>
       svg('polyline', { points, class: 'gimlet-said-by-meter' }, svg('title', {}, `${name}, at most ${says}`))
     ),
-    svg('text', { x: left + 3, y: top + 8, class: 'gimlet-small' }, says)
+    svg('text', { x: left + 3, y: top + 8, class: 'gimlet-small gimlet-halo' }, says)
   ];
 }
 
