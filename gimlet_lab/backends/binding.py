@@ -103,13 +103,6 @@ def bind(
     ]
 
 
-def _thing(stage: Stage, namespace: Mapping[str, Any]) -> Any:
-    """What a stage's target names: a function, a module, or a stretch of a model's layers as one."""
-    if stage.is_stretch and "torch" in sys.modules:
-        return chain_of(str(stage.target), namespace)
-    return resolve(str(stage.target), namespace)
-
-
 def _check_apart(moving: Iterable[Placement]) -> None:
     """Check that no layer goes elsewhere twice: in two stretches, or in one and with its model."""
     modules = {id(p.thing): p for p in moving if p.stage.kind == "module"}
@@ -155,7 +148,7 @@ def _bind_stage(
             )
         return None
     try:
-        thing = _thing(stage, namespace)
+        thing = (chain_of if stage.is_stretch else resolve)(stage.target, namespace)
     except LookupError as error:
         if not elsewhere:
             return None

@@ -112,9 +112,14 @@ def origin_of(chain: Any) -> tuple[Any, str]:
     return root(), path
 
 
+def is_chain(thing: Any) -> bool:
+    """Whether it is a stretch of layers."""
+    return "torch" in sys.modules and isinstance(thing, chain_class())
+
+
 def title(module: Any) -> str:
     """What a person calls a module, or a stretch of layers."""
-    if "torch" in sys.modules and isinstance(module, chain_class()):
+    if is_chain(module):
         return f"{len(module.layers)} × {type(module.layers[0]).__name__}"
     return type(module).__name__
 

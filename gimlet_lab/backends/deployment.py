@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import atexit
 import os
-import sys
 import threading
 from collections import deque
-from collections.abc import Iterable, MutableMapping, Sequence
+from collections.abc import MutableMapping, Sequence
 from typing import Any
 
 from gimlet_lab.backends.base import Deployment
 from gimlet_lab.backends.binding import Placement, bind, shape
 from gimlet_lab.backends.caches import HostCaches
+from gimlet_lab.backends.chains import is_chain
 from gimlet_lab.backends.functions import Function
+from gimlet_lab.backends.layers import Layers, join
 from gimlet_lab.backends.modules import Module, Route
 from gimlet_lab.backends.places import Place, Places
 from gimlet_lab.backends.remote import Remote
@@ -126,7 +127,8 @@ class PlacedDeployment(Deployment):
                     functions[key].ship()
                 else:
                     if key not in modules:
-                        modules[key] = self._modules.get(key) or _redirected(placement.thing, self._caches)
+                        kind = Layers if is_chain(placement.thing) else Module
+                        modules[key] = self._modules.get(key) or kind(placement.thing, self._caches)
                         routes[key] = {p.role: Route() for p in placements if p.thing is placement.thing}
                     routes[key][placement.role] = Route(place, usage, placement.route(plan))
                     modules[key].ship([place], [usage])
@@ -146,7 +148,7 @@ class PlacedDeployment(Deployment):
                 functions[id(placement.thing)].redirect(self._ledger, placement.route(plan))
         for key, module in modules.items():
             module.redirect(self._ledger, routes[key])
-        _join(modules.values())
+        join(modules.values())
         self._drop(old_functions, old_modules, old_places)
         progress(1.0, "in force")
 
@@ -281,19 +283,6 @@ class PlacedDeployment(Deployment):
                 self._makes.close()
             if failures:
                 raise GimletError(f"not everything could be restored: {failures[0]}") from failures[0]
-
-
-def _redirected(thing: Any, host_caches: HostCaches) -> Module:
-    from gimlet_lab.backends.chains import chain_class
-    from gimlet_lab.backends.layers import Layers
-
-    return (Layers if isinstance(thing, chain_class()) else Module)(thing, host_caches)
-
-
-def _join(modules: Iterable[Module]) -> None:
-    layers = sys.modules.get("gimlet_lab.backends.layers")
-    if layers is not None:
-        layers.join(modules)
 
 
 @atexit.register

@@ -43,9 +43,9 @@ class _Passing(threading.local):
     args: tuple[Any, ...] = ()
     kwargs: Mapping[str, Any] = {}
 
-    def begin(self, at: int, output: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
-        """Layers from this one on pass it on."""
-        self.next, self.output, self.args, self.kwargs = at, output, args, kwargs
+    def begin(self, output: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+        """All layers are to pass it on."""
+        self.next, self.output, self.args, self.kwargs = 0, output, args, kwargs
 
     def end(self) -> None:
         """Hold nothing of it any more."""
@@ -82,38 +82,37 @@ class Layers(Module):
             ledger.set(root, "forward", redirected(root.forward, root.forward))
         for index, layer in enumerate(self.layers):
             own = layer.forward
-            call = functools.partial(self._pass, index, own) if index else functools.partial(self._all, own)
-            ledger.set(layer, "forward", redirected(call, own))
+            ledger.set(layer, "forward", redirected(functools.partial(self._layer, index, own), own))
 
-    def _all(self, own: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        """The first layer's call."""
+    def _layer(self, index: int, own: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """The call of one layer: passed on, made for all of them, or its own."""
+        given, named = args, dict(kwargs)
         if not args and "hidden_states" in kwargs:
-            args = (kwargs.pop("hidden_states"),)
-        if self.passing.next == 0:  # made already, together with that of the stretch before
-            return self._pass(0, own, *args, **kwargs)
+            given = (named.pop("hidden_states"),)
+        if self.passing.next == index:  # of the first one: made together with the stretch before
+            return self._pass(index, given, named)
+        output = self._all(given, named) if index == 0 else _HERE
+        return own(*args, **kwargs) if output is _HERE else output
+
+    def _all(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         stretches = [self]
         while stretches[-1].follower is not None:
             stretches.append(stretches[-1].follower)
         for stretch in stretches:  # an earlier call may have ended half way
             stretch.passing.end()
         if not args:
-            return own(**kwargs)
+            return _HERE
         output = _in_parts(stretches, args, kwargs)
         if output is _HERE:
             stretches, output = [self], self._call(args, kwargs)
         if output is _HERE:
-            return own(*args, **kwargs)
+            return _HERE
         for stretch in stretches:
-            stretch.passing.begin(0, output, args[1:], kwargs)
+            stretch.passing.begin(output, args[1:], kwargs)
         return self._passed(0)
 
-    def _pass(self, index: int, own: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        """Another layer's call."""
+    def _pass(self, index: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         passing = self.passing
-        if passing.next != index:
-            return own(*args, **kwargs)
-        if not args and "hidden_states" in kwargs:
-            args = (kwargs.pop("hidden_states"),)
         same = _same((args[1:], kwargs), (passing.args, passing.kwargs))
         if not args or args[0] is not first_of(passing.output) or not same:
             passing.end()
@@ -135,7 +134,7 @@ class Layers(Module):
     # -- calls -------------------------------------------------------------------------------------------
 
     def _call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        whole = next((value for value in (*args, *kwargs.values()) if caches.is_cache(value)), None)
+        whole = _cache_of(args, kwargs)
         part = None if whole is None else self.part(whole)
         if whole is None or part is None:
             return super()._call(args, kwargs)
@@ -175,6 +174,10 @@ class Layers(Module):
         return super()._why_host(call, place)
 
 
+def _cache_of(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+    return next((value for value in (*args, *kwargs.values()) if caches.is_cache(value)), None)
+
+
 def _same(one: tuple[tuple[Any, ...], Mapping[str, Any]], other: Any) -> bool:
     """Whether two calls have the same arguments, as the same objects."""
     (args, kwargs), (given, named) = one, other
@@ -212,7 +215,7 @@ def _in_parts(stretches: Sequence[Layers], args: tuple[Any, ...], kwargs: dict[s
     if len(stretches) < 2 or not isinstance(hidden, torch.Tensor) or hidden.dim() < 3:
         return _HERE
     rows, length = hidden.shape[:2]
-    whole = next((value for value in (*args, *kwargs.values()) if caches.is_cache(value)), None)
+    whole = _cache_of(args, kwargs)
     filled = whole is not None and any(map(caches.length, whole.layers))
     # What is as long as the batch is taken for the batch.
     if rows < 2 or rows == length or filled or not all(one.goes(args, kwargs) for one in stretches):
