@@ -6,6 +6,7 @@ network: both sleep. What it sleeps on can: the lock lies in the interpreter's o
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import sys
@@ -15,13 +16,8 @@ from array import array
 _RUNTIME_BYTES = 2**20
 
 
-class Account:
-    """Seconds in all that one thread of this process was active, each time it is read.
-
-    Parameters
-    ----------
-    thread : int or None
-        Its number to the system. Where that is unknown, or the system does not tell, nothing is known.
+class Totals:
+    """Seconds in all that a thread was active, each time it is read.
 
     Attributes
     ----------
@@ -29,16 +25,34 @@ class Account:
         When it was read, and the total then; both never fall.
     """
 
-    def __init__(self, thread: int | None) -> None:
+    def __init__(self, path: str | None) -> None:
         self.at_s = array("d")
         self.active_s = array("d")
-        self._last = b""
         self._file: int | None = None
-        if thread is not None and sys.platform == "linux":
-            try:
-                self._file = os.open(f"/proc/self/task/{thread}/syscall", os.O_RDONLY | os.O_CLOEXEC)
-            except OSError:
-                self._file = None
+        if path is not None and sys.platform == "linux":
+            # A kernel may keep no such account, and a thread may have ended.
+            with contextlib.suppress(OSError):
+                self._file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+
+    def close(self) -> None:
+        """Let go of it."""
+        if self._file is not None:
+            os.close(self._file)
+            self._file = None
+
+
+class Account(Totals):
+    """One thread of this process.
+
+    Parameters
+    ----------
+    thread : int or None
+        Its number to the system. Where that is unknown, or the system does not tell, nothing is known.
+    """
+
+    def __init__(self, thread: int | None) -> None:
+        super().__init__(None if thread is None else f"/proc/self/task/{thread}/syscall")
+        self._last = b""
 
     def read(self, now_s: float) -> bool:
         """Read it; whether the thread may have moved since the last time.
@@ -63,36 +77,18 @@ class Account:
             self.active_s.append(total_s)
         return moved
 
-    def close(self) -> None:
-        """Let go of it."""
-        if self._file is not None:
-            os.close(self._file)
-            self._file = None
 
-
-class WorkerAccount:
-    """Seconds in all that the main thread of another process was on a core, or waited for one.
+class WorkerAccount(Totals):
+    """The main thread of another process: on a core, or waiting for one.
 
     Parameters
     ----------
     pid : int
         Where the system does not tell of it, nothing is known.
-
-    Attributes
-    ----------
-    at_s, active_s : array of float
-        When it was read, and the total then; both never fall.
     """
 
     def __init__(self, pid: int) -> None:
-        self.at_s = array("d")
-        self.active_s = array("d")
-        self._file: int | None = None
-        if sys.platform == "linux":
-            try:
-                self._file = os.open(f"/proc/{pid}/schedstat", os.O_RDONLY | os.O_CLOEXEC)
-            except OSError:  # a kernel that keeps no such account, or a process that has ended
-                self._file = None
+        super().__init__(f"/proc/{pid}/schedstat")
 
     def read(self, now_s: float) -> None:
         """Read it, as long as there is one."""
@@ -105,12 +101,6 @@ class WorkerAccount:
             return
         self.at_s.append(now_s)
         self.active_s.append(1e-9 * (int(ran_ns) + int(waited_ns)))
-
-    def close(self) -> None:
-        """Let go of it."""
-        if self._file is not None:
-            os.close(self._file)
-            self._file = None
 
 
 def _active(state: bytes) -> bool:

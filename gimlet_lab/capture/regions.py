@@ -223,15 +223,14 @@ class Regions:
             if leaves:
                 with backward.mode:
                     gradients = torch.autograd.grad(roots, leaves, seeds, allow_unused=True)
-        for name in sorted(forward.unknown | backward.unknown):
-            self.timeline.note(f"{called.span.name}: compiled; FLOPs unknown, no formula: {name}")
+        unknown = forward.unknown | backward.unknown
+        if unknown:
+            names = ", ".join(sorted(unknown)[:4])
+            self.timeline.note(f"{called.span.name}: compiled; FLOPs unknown, no formula: {names}")
         weights = set(forward.outside) - {_where(tensor) for tensor in _tensors(torch, (given, named))}
         # What is kept for the way back was written as well.
-        there, again = (
-            forward.total([*out, *kept], weights),
-            backward.total(_tensors(torch, gradients), weights),
-        )
-        return _Counted(there, again if leaves else None)
+        again = backward.total(_tensors(torch, gradients), weights) if leaves else None
+        return _Counted(forward.total([*out, *kept], weights), again)
 
 
 class _Total(NamedTuple):

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from itertools import groupby
 from types import FrameType
 
-from gimlet_lab.capture.accounts import Account, WorkerAccount
+from gimlet_lab.capture.accounts import Account, Totals, WorkerAccount
 from gimlet_lab.capture.frames import LiveStacks, Names, served
 from gimlet_lab.capture.pyspy import NATIVE_RATE_HZ, RATE_HZ, PySpy, Traced, find_program
 from gimlet_lab.model.stacks import Seen, StackRecording, StackThread, Tree
@@ -154,7 +154,7 @@ class StackSampler:
         self._spies: list[tuple[PySpy, str | None]] = []
         self._workers: dict[str, WorkerAccount] = {}
         #: By the number of a thread in the recording.
-        self._accounts: dict[int, Account | WorkerAccount] = {}
+        self._accounts: dict[int, Totals] = {}
         self._own: PySpy | None = None
         self._turns = list(_TURNS)
         self._failed = False
