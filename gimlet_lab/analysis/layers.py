@@ -7,6 +7,7 @@ Its roles go together: a stretch that prefills is where its KV cache is, and so 
 from __future__ import annotations
 
 import re
+from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -54,17 +55,18 @@ def _split(run: Run, graph: Graph, target: str, count: int) -> Graph:
         raise UsageError(f"layers: {target} has {layers} numbered layers, and not {count} stretches of them")
     ends = [round(index * layers / count) for index in range(count + 1)]
     rows = _rows(run, roles, path.removeprefix(f"{target}."), ends)
+    shares = _shares(rows)
     stretches = [
-        _stretch(roles, rows, index, f"{path}[{first}:{last}]", range(first, last), layers)
+        _stretch(roles, rows, shares, index, f"{path}[{first}:{last}]", range(first, last), layers)
         for index, (first, last) in enumerate(pairwise(ends))
     ]
-    kept = {stage.id: _kept(stage, rows, path) for stage in roles}
+    kept = {stage.id: _kept(stage, rows[stage.id, None], shares[stage.id, None], path) for stage in roles}
     stages: list[Stage] = []
     for stage in graph.stages:
         stages.append(kept.get(stage.id, stage))
         if stage is roles[0]:
             stages += stretches
-    hidden = _hidden_bytes(run, {stage.id for stage in roles}, path.removeprefix(f"{target}."))
+    hidden = _hidden_bytes(rows, path.removeprefix(f"{target}."))
     return Graph(tuple(stages), tuple(_edges(graph, roles, stretches, hidden)))
 
 
@@ -94,22 +96,33 @@ def _rows(run: Run, roles: Sequence[Stage], path: str, ends: Sequence[int]) -> _
     for op, stage in zip(run.operators, run.stage_of, strict=True):
         if stage in wanted:
             number = layer.match(op.module)
-            index = None if number is None else sum(end <= int(number[1]) for end in ends[1:])
+            index = None if number is None else bisect_right(ends, int(number[1])) - 1
             found[str(stage), index].append(op)
     return found
 
 
-def _share(stage: Stage, rows: _Rows, index: int | None) -> float:
-    """The part of a role's time that goes to a stretch: by its operators'."""
-    whole_s = sum(op.duration_s for (one, _), ops in rows.items() if one == stage.id for op in ops)
-    return sum(op.duration_s for op in rows[stage.id, index]) / whole_s if whole_s > 0 else 0.0
+def _shares(rows: _Rows) -> dict[tuple[str, int | None], float]:
+    """The part of a role's time that goes to each stretch: by its operators'."""
+    took = {place: sum(op.duration_s for op in ops) for place, ops in rows.items()}
+    whole: dict[str, float] = defaultdict(float)
+    for (stage, _), seconds in took.items():
+        whole[stage] += seconds
+    return defaultdict(
+        float, {place: seconds / whole[place[0]] for place, seconds in took.items() if whole[place[0]] > 0}
+    )
 
 
 def _stretch(
-    roles: Sequence[Stage], rows: _Rows, index: int, name: str, numbers: range, layers: int
+    roles: Sequence[Stage],
+    rows: _Rows,
+    shares: Mapping[tuple[str, int | None], float],
+    index: int,
+    name: str,
+    numbers: range,
+    layers: int,
 ) -> Stage:
     calls = sum(stage.calls for stage in roles)
-    total_s = sum(stage.total_s * _share(stage, rows, index) for stage in roles)
+    total_s = sum(stage.total_s * shares[stage.id, index] for stage in roles)
     longest = max(roles, key=lambda stage: stage.total_s)
     path = name[: name.rindex("[")]
     return replace(
@@ -122,18 +135,17 @@ def _stretch(
         total_s=total_s,
         weights={f"{path}.{n}": longest.weights[f"{path}.{n}"] for n in numbers},
         state_bytes=max(stage.state_bytes for stage in roles) * len(numbers) // layers,
-        warmup_s=sum(stage.warmup_s * _share(stage, rows, index) for stage in roles),
+        warmup_s=sum(stage.warmup_s * shares[stage.id, index] for stage in roles),
         dtype=longest.dtype,
         peak_bytes=None,
         joules=None,
     )
 
 
-def _kept(stage: Stage, rows: _Rows, path: str) -> Stage:
+def _kept(stage: Stage, ops: Sequence[Op], share: float, path: str) -> Stage:
     """A role without its layers, which stays where the notebook is."""
-    share = _share(stage, rows, None)
     return replace(
-        with_work(stage, rows[stage.id, None], None, 0.0),
+        with_work(stage, ops, None, 0.0),
         kind="glue",
         call_s=stage.call_s * share,
         total_s=stage.total_s * share,
@@ -146,13 +158,14 @@ def _kept(stage: Stage, rows: _Rows, path: str) -> Stage:
     )
 
 
-def _hidden_bytes(run: Run, roles: set[str], path: str) -> float | None:
+def _hidden_bytes(rows: _Rows, path: str) -> float | None:
     """What a layer hands on, in the mean over all calls: what it adds at its own level it gives out."""
     layer = re.compile(rf"{re.escape(path)}\.\d+$")
     added = [
         op
-        for op, stage in zip(run.operators, run.stage_of, strict=True)
-        if stage in roles and layer.match(op.module) and op.op.startswith("aten::add") and op.bytes_written
+        for ops in rows.values()
+        for op in ops
+        if layer.match(op.module) and op.op.startswith("aten::add") and op.bytes_written
     ]
     calls = sum(op.count for op in added)
     return sum(op.bytes_written or 0.0 for op in added) / calls if calls else None
