@@ -1,6 +1,6 @@
 /** What devices do now, and did in the last minute. */
 
-import { html, svg } from './charts/dom';
+import { html, polylines, svg } from './charts/dom';
 import { amount, share } from './format';
 
 export interface Meter {
@@ -35,19 +35,6 @@ export class History {
   of(device: string): (number | null)[] {
     return this.used.get(device) ?? [];
   }
-}
-
-/** The points of lines through places; where there is none the line is broken. */
-export function polylines(places: ([number, number] | null)[]): string[] {
-  const found: string[][] = [[]];
-  for (const place of places) {
-    if (place?.every(Number.isFinite)) {
-      found[found.length - 1]?.push(place.map(part => part.toFixed(1)).join(','));
-    } else {
-      found.push([]);
-    }
-  }
-  return found.filter(points => points.length > 1).map(points => points.join(' '));
 }
 
 /** The lines of a strip, the latest reading at its right end. */

@@ -29,6 +29,19 @@ export function svg<K extends keyof SVGElementTagNameMap>(
   return fill(document.createElementNS('http://www.w3.org/2000/svg', name), attributes, children);
 }
 
+/** The points of lines through places; where there is none the line is broken. */
+export function polylines(places: ([number, number] | null)[]): string[] {
+  const found: string[][] = [[]];
+  for (const place of places) {
+    if (place?.every(Number.isFinite)) {
+      found[found.length - 1]?.push(place.map(part => part.toFixed(1)).join(','));
+    } else {
+      found.push([]);
+    }
+  }
+  return found.filter(points => points.length > 1).map(points => points.join(' '));
+}
+
 /** A table of texts; the first column names the row. */
 export function table(caption: string, heads: string[], rows: string[][], hidden = false): HTMLTableElement {
   return html(

@@ -2,9 +2,8 @@
 
 import { scaleLinear } from 'd3-scale';
 import { amount, clip, seconds, share } from '../format';
-import { polylines } from '../meters';
 import type { Strip, Timeline } from '../model';
-import { html, svg, table } from './dom';
+import { html, polylines, svg, table } from './dom';
 import { Selection, selectable } from './selection';
 
 export interface Bar {
