@@ -88,7 +88,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     notebook = nbformat.v4.new_notebook(
         cells=[nbformat.v4.new_code_cell(source) for source in CELLS], metadata={"kernelspec": spec}
     )
-    nbformat.write(notebook, folder / "agent.ipynb")
+    for name in ("agent", "keys", "seven"):
+        nbformat.write(notebook, folder / f"{name}.ipynb")
     server = Server(folder)
     yield server
     server.close()
@@ -265,3 +266,107 @@ def test_a_saved_run_opens_by_itself(server: Server, browser: Any) -> None:
         tab.page.set_default_timeout(60_000)
         tab.page.locator(".gimlet-document .gimlet-view").get_by_text(says).first.wait_for()
         tab.close()
+
+
+FOCUS = """() => {
+    const at = document.activeElement, panel = document.querySelector('#gimlet-panel');
+    if (!panel.contains(at)) return null;
+    const style = getComputedStyle(at);
+    return [at.dataset.action ?? at.id, style.outlineStyle !== 'none' && parseFloat(style.outlineWidth) > 0];
+}"""
+CONTROLS = """() => [...document.querySelectorAll('#gimlet-panel [data-action]')]
+    .filter(one => !one.matches(':disabled') && one.checkVisibility()).map(one => one.dataset.action)"""
+
+
+def walk(page: Any, to: str | None = None) -> list[str]:
+    """Tab on from where the keyboard is, to a control or out of the panel; all must be seen to have it."""
+    passed: list[str] = []
+    for _ in range(60):
+        page.keyboard.press("Tab")
+        at = page.evaluate(FOCUS)
+        if at is None:
+            break
+        name, is_seen = at
+        assert is_seen, f"nobody sees that {name} has the keyboard"
+        passed.append(name)
+        if name == to:
+            return passed
+    assert to is None, f"{to} is not reached by Tab, only {passed}"
+    return passed
+
+
+def test_the_keyboard_alone_does_everything(server: Server, browser: Any) -> None:
+    tab = Tab(browser, f"{server.url}lab/tree/keys.ipynb?reset")
+    page = tab.page
+    page.set_default_timeout(60_000)
+    page.get_by_text("Python 3 (ipykernel) | Idle").wait_for()
+    page.wait_for_function("document.activeElement.closest('.jp-Notebook .jp-Cell') !== null")
+    panel = page.locator("#gimlet-panel")
+    for _ in CELLS[:3]:
+        page.keyboard.press("Shift+Enter")
+    page.locator(".jp-OutputArea .gimlet-view").wait_for()
+    # Nobody watches the kernel while the panel is hidden, and the shortcut finds it all the same.
+    page.keyboard.press("Control+Alt+g")
+    page.locator(".jp-OutputArea .gimlet-view").nth(1).wait_for()
+    page.keyboard.press("Control+Alt+Shift+G")
+    page.wait_for_function("document.querySelectorAll('.gimlet-runs button').length === 2")
+    assert page.evaluate(FOCUS), "the shortcut takes the keyboard into the panel"
+    walk(page, "advise")
+    page.keyboard.press("Enter")
+    panel.locator("[data-action=apply]").wait_for()
+    assert page.evaluate(FOCUS)[0] == "advise", "a command leaves the keyboard where it was"
+    walk(page, "apply")
+    page.keyboard.press("Enter")
+    panel.locator("[data-action=rollback]:not([disabled])").wait_for()
+    assert page.evaluate(FOCUS), "what can no longer be pressed hands the keyboard to its neighbours"
+    walk(page, "rollback")
+    page.keyboard.press("Enter")
+    panel.locator("[data-action=apply]:not([disabled])").wait_for()
+    walk(page, "ways")
+    page.keyboard.press("Enter")
+    panel.locator("details[open]").wait_for()
+    walk(page, "export")
+    page.keyboard.press("Enter")
+    panel.locator(".gimlet-said", has_text="wrote").wait_for()
+    assert panel.locator("details[open]").count() == 1, "what was opened stays open"
+    page.keyboard.press("Control+Alt+Shift+G")
+    assert walk(page) == page.evaluate(CONTROLS)
+    tab.picture("keys")
+    tab.close()
+
+
+# What Notebook 7.6 says of itself, without an extension of ours too.
+NOTEBOOKS_OWN = (
+    "Cannot read properties of undefined (reading 'schema')",
+    "Command 'filebrowser:open-path' not registered.",
+)
+
+
+def test_it_works_in_notebook_7(server: Server, browser: Any) -> None:
+    tab = Tab(browser, f"{server.url}notebooks/seven.ipynb")
+    page = tab.page
+    page.set_default_timeout(60_000)
+    profile = page.locator(".jp-NotebookPanel-toolbar [data-command='gimlet:profile-cell']")
+    page.get_by_text("Python 3 (ipykernel)").wait_for()
+    # Asked too early, the panel opens and says why not; the cell is not run.
+    page.click(".jp-Notebook .jp-Cell .cm-content >> nth=0")
+    profile.click()
+    page.locator("#gimlet-panel").get_by_text("gimlet_lab is not loaded in this kernel").wait_for()
+    assert page.locator(".jp-InputPrompt").first.inner_text() == "[ ]:"
+    page.click(".jp-Notebook .jp-Cell .cm-content >> nth=0")
+    for _ in CELLS[:3]:
+        page.keyboard.press("Shift+Enter")
+    view = page.locator(".jp-OutputArea .gimlet-view")
+    view.wait_for()
+    assert view.locator("svg.gimlet-chart").count() == 3
+    page.click(".jp-Notebook .jp-Cell .cm-content >> nth=3")
+    profile.click()
+    page.locator(".jp-OutputArea .gimlet-view").nth(1).wait_for()
+    page.click(".jp-Notebook .jp-Cell .cm-content >> nth=4")
+    page.locator("#gimlet-panel .gimlet-runs button", has_text="agent").wait_for()
+    page.keyboard.press("Control+Enter")
+    page.locator(".jp-OutputArea .gimlet-widget").get_by_text(re.compile(r"search × \d+")).wait_for()
+    page.locator(".jp-OutputArea .gimlet-view", has_text="slow took").wait_for()
+    tab.picture("seven")
+    tab.wrong = [said for said in tab.wrong if said not in NOTEBOOKS_OWN]
+    tab.close()

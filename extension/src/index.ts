@@ -1,4 +1,4 @@
-/** The panel, its commands, a button on notebooks, and saved runs as documents. */
+/** The panel, its commands, and saved runs as documents. */
 
 import {
   ILabShell,
@@ -6,7 +6,7 @@ import {
   type JupyterFrontEnd,
   type JupyterFrontEndPlugin
 } from '@jupyterlab/application';
-import { ICommandPalette, MainAreaWidget, ToolbarButton } from '@jupyterlab/apputils';
+import { ICommandPalette, MainAreaWidget } from '@jupyterlab/apputils';
 import { INotebookTracker, NotebookActions, type NotebookPanel } from '@jupyterlab/notebook';
 import { ITranslator, nullTranslator } from '@jupyterlab/translation';
 import { Widget } from '@lumino/widgets';
@@ -18,14 +18,11 @@ import { empty, runView } from './view';
 
 const COMMANDS = { profile: 'gimlet:profile-cell', panel: 'gimlet:show-panel' };
 
-/** Runs the active cell and profiles it; its source is what it was. */
-export async function profileCell(panel: NotebookPanel, session: Session): Promise<void> {
-  if (panel.content.activeCell?.model.type !== 'code') {
-    return;
-  }
+/** Runs the active cell and profiles it; its source is what it was. False where the kernel cannot. */
+async function profileCell(panel: NotebookPanel, session: Session): Promise<boolean> {
   // The kernel is told that the next cell is meant: the page never touches the text.
-  await session.arm();
-  await NotebookActions.run(panel.content, panel.sessionContext);
+  const answer = await session.arm();
+  return answer.ok && NotebookActions.run(panel.content, panel.sessionContext);
 }
 
 const plugin: JupyterFrontEndPlugin<void> = {
@@ -72,13 +69,16 @@ const plugin: JupyterFrontEndPlugin<void> = {
     });
 
     app.commands.addCommand(COMMANDS.profile, {
-      label: trans.__('Profile the active cell'),
+      // The toolbar has room for the icon (its place is in the schema, where settings may move it).
+      label: args => (args['toolbar'] ? '' : trans.__('Profile the active cell')),
       caption: trans.__('Run the active cell under gimlet_lab'),
       icon,
       isEnabled: () => notebooks.activeCell?.model.type === 'code',
       execute: async () => {
-        if (notebooks.currentWidget) {
-          await profileCell(notebooks.currentWidget, session);
+        const notebook = notebooks.currentWidget;
+        if (notebook && !(await profileCell(notebook, session)) && session.absence) {
+          // It says there what is missing.
+          await app.commands.execute(COMMANDS.panel);
         }
       }
     });
@@ -90,17 +90,6 @@ const plugin: JupyterFrontEndPlugin<void> = {
     for (const command of Object.values(COMMANDS)) {
       palette?.addItem({ command, category: 'Gimlet' });
     }
-    app.docRegistry.addWidgetExtension('Notebook', {
-      createNew: (notebook: NotebookPanel) => {
-        const button = new ToolbarButton({
-          icon,
-          tooltip: trans.__('Profile the active cell'),
-          onClick: () => void profileCell(notebook, session)
-        });
-        notebook.toolbar.insertAfter('run', 'gimlet-profile', button);
-        return button;
-      }
-    });
   }
 };
 

@@ -25,6 +25,9 @@ export class Panel extends Widget {
   private working = '';
   /** What was chosen in the export form, which is drawn anew with everything. */
   private target: { name: string; options: string } | null = null;
+  private waysOpen = false;
+  /** The control that had the keyboard until a command took it away. */
+  private parked: string | null = null;
 
   constructor(
     private readonly session: Session,
@@ -38,6 +41,7 @@ export class Panel extends Widget {
     this.title.caption = trans.__('Gimlet: devices, runs and plans');
     this.node.setAttribute('role', 'region');
     this.node.setAttribute('aria-label', trans.__('Gimlet'));
+    this.node.tabIndex = -1;
     this.status = html('p', { class: 'gimlet-said', role: 'status', 'aria-live': 'polite' });
     this.body = html('div');
     this.node.append(this.body, this.status);
@@ -45,6 +49,12 @@ export class Panel extends Widget {
     // A button that is drawn anew between press and release hears no click.
     session.measured.connect(this.measured, this);
     this.draw();
+  }
+
+  /** Whoever opens the panel by a shortcut goes on there by Tab. */
+  protected override onActivateRequest(message: Message): void {
+    super.onActivateRequest(message);
+    this.node.focus();
   }
 
   protected override onAfterShow(message: Message): void {
@@ -83,12 +93,27 @@ export class Panel extends Widget {
 
   private draw(): void {
     this.measure();
-    const focused =
-      document.activeElement instanceof HTMLElement ? document.activeElement.dataset['action'] : null;
-    this.body.replaceChildren(...(this.session.absence ? [this.absence()] : this.sections()));
-    if (focused) {
-      this.body.querySelector<HTMLElement>(`[data-action="${CSS.escape(focused)}"]`)?.focus();
+    const active = document.activeElement;
+    if (active instanceof HTMLElement && this.body.contains(active)) {
+      this.parked = active.dataset['action'] ?? null;
+    } else if (active !== this.node) {
+      this.parked = null;
     }
+    this.body.replaceChildren(...(this.session.absence ? [this.absence()] : this.sections()));
+    if (this.parked !== null) {
+      this.refocus(this.parked);
+    }
+  }
+
+  /** The keyboard stays where it was: on the control, else on the next of its section, meanwhile on the panel. */
+  private refocus(action: string): void {
+    const control = this.body.querySelector<HTMLElement>(`[data-action="${CSS.escape(action)}"]`);
+    const near = control?.closest('section')?.querySelector<HTMLElement>('[data-action]:enabled');
+    const target = !control?.matches(':disabled') ? control : this.working ? null : near;
+    if (target) {
+      this.parked = null;
+    }
+    (target ?? this.node).focus();
   }
 
   private absence(): HTMLElement {
@@ -275,18 +300,22 @@ export class Panel extends Widget {
         apply,
         back
       ),
-      ...(ways.length
-        ? [
-            html(
-              'details',
-              {},
-              html('summary', {}, trans.__('Other ways')),
-              html('table', { class: 'gimlet-table' }, html('tbody', {}, ...ways))
-            )
-          ]
-        : []),
+      ...(ways.length ? [this.ways(ways)] : []),
       this.exporting(plan.id)
     ];
+  }
+
+  private ways(rows: HTMLElement[]): HTMLElement {
+    const details = html(
+      'details',
+      { open: this.waysOpen },
+      html('summary', { 'data-action': 'ways' }, this.trans.__('Other ways')),
+      html('table', { class: 'gimlet-table' }, html('tbody', {}, ...rows))
+    );
+    details.addEventListener('toggle', () => {
+      this.waysOpen = details.open;
+    });
+    return details;
   }
 
   /** A form with the targets, and a field for the options of one that takes some. */
@@ -295,10 +324,14 @@ export class Panel extends Widget {
     const targets = this.session.state?.targets ?? [];
     const select = html(
       'select',
-      { 'aria-label': trans.__('Export to') },
+      { 'aria-label': trans.__('Export to'), 'data-action': 'export-target' },
       ...targets.map(one => html('option', { value: one.name, title: one.summary }, one.name))
     );
-    const field = html('input', { type: 'text', 'aria-label': trans.__('Options of the target') });
+    const field = html('input', {
+      type: 'text',
+      'aria-label': trans.__('Options of the target'),
+      'data-action': 'export-options'
+    });
     const chosen = (): (typeof targets)[number] | undefined => targets.find(one => one.name === select.value);
     const show = (): void => {
       const names = Object.keys(chosen()?.options ?? {});

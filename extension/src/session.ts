@@ -95,15 +95,32 @@ export class Session {
     return this.ask({ arm: true });
   }
 
-  private ask(question: JSONObject): Promise<Answer> {
-    if (!this.comm) {
-      return Promise.resolve({ ok: false, text: 'No kernel is connected.' });
+  private async ask(question: JSONObject): Promise<Answer> {
+    if (!(await this.ready())) {
+      return { ok: false, text: 'No kernel is connected.' };
     }
     const id = this.next++;
     return new Promise(resolve => {
       this.waiting.set(id, resolve);
       this.say({ id, ...question });
     });
+  }
+
+  /** Whether the kernel answers. One that nobody watches may have loaded gimlet_lab meanwhile: it is asked. */
+  private async ready(): Promise<boolean> {
+    if (!this.comm) {
+      await this.connect();
+    }
+    if (this.comm && !this.state) {
+      await new Promise<void>(resolve => {
+        const heard = (): void => {
+          this.changed.disconnect(heard);
+          resolve();
+        };
+        this.changed.connect(heard);
+      });
+    }
+    return this.comm !== null && this.absence === null;
   }
 
   dispose(): void {
