@@ -6,6 +6,7 @@ working folder may be read-only.
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable, MutableMapping, Sequence
 from dataclasses import dataclass, field
@@ -118,8 +119,11 @@ class Notebook:
 
     def saved_runs(self) -> list[Path]:
         """Files of the user's data folder, the latest last."""
-        folder = self.folder()
-        return sorted(folder.glob("*.gimlet"), key=lambda path: path.stat().st_mtime)
+        written = {}
+        for path in self.folder().glob("*.gimlet"):
+            with contextlib.suppress(OSError):  # somebody else may take it away meanwhile
+                written[path] = path.stat().st_mtime
+        return sorted(written, key=written.__getitem__)
 
     def find_run(self, reference: str | None = None) -> Run:
         """A run by variable, name or path, in that order; the last one where left out.

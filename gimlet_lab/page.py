@@ -130,6 +130,7 @@ class Page:
                 }
                 for run in list(held.runs.values())[-MOST:]
             ],
+            "saved": [{"name": label(path.stem), "path": str(path)} for path in held.saved_runs()[-MOST:]],
             "plans": [
                 {
                     "id": plan.id,
@@ -168,8 +169,9 @@ class Page:
         if "watch" in said:
             self._watch(comm.comm_id, wanted=bool(said["watch"]))
         if "id" in said:
-            comm.send({"id": said["id"], **self._answer(said)})
-            self.refresh()
+            answer = self._answer(said)
+            self.refresh()  # before the answer, upon which the page is drawn
+            comm.send({"id": said["id"], **answer})
 
     def _answer(self, said: Mapping[str, Any]) -> dict[str, Any]:
         try:

@@ -7,7 +7,12 @@ const MEMBER = 'display.json';
 /** The display form inside a `.gimlet` file; a line on what is wrong with it otherwise. */
 export function displayForm(base64: string): unknown {
   try {
-    const bytes = Uint8Array.from(atob(base64), letter => letter.charCodeAt(0));
+    const letters = atob(base64);
+    // Uint8Array.from() takes seconds where the file has tens of megabytes.
+    const bytes = new Uint8Array(letters.length);
+    for (let at = 0; at < letters.length; at++) {
+      bytes[at] = letters.charCodeAt(at);
+    }
     const member = unzipSync(bytes, { filter: file => file.name === MEMBER })[MEMBER];
     return member ? JSON.parse(strFromU8(member)) : null;
   } catch {

@@ -43,20 +43,23 @@ const plugin: JupyterFrontEndPlugin<void> = {
     const session = new Session();
     registerDocuments(app, translator ?? nullTranslator);
 
-    const show = async (run: string): Promise<void> => {
+    const show = async (run: string, title: string): Promise<void> => {
       const answer = await session.form(run);
       const content = new Widget();
       content.addClass('gimlet-document');
       content.node.append(answer.ok ? runView(answer.form) : empty(answer.text));
       const tab = new MainAreaWidget({ content });
-      tab.title.label = run;
+      tab.title.label = title;
       tab.title.icon = icon;
       app.shell.add(tab, 'main', { mode: 'split-right' });
       app.shell.activateById(tab.id);
     };
     const panel = new Panel(
       session,
-      { profileCell: () => void app.commands.execute(COMMANDS.profile), show: run => void show(run) },
+      {
+        profileCell: () => void app.commands.execute(COMMANDS.profile),
+        show: (run, title) => void show(run, title)
+      },
       trans
     );
     app.shell.add(panel, 'right', { rank: 900 });

@@ -13,7 +13,8 @@ import type { Session } from './session';
 /** What the buttons need of the application. */
 export interface Actions {
   profileCell(): void;
-  show(run: string): void;
+  /** A run, by its name or its file's path. */
+  show(run: string, title: string): void;
 }
 
 export class Panel extends Widget {
@@ -25,7 +26,8 @@ export class Panel extends Widget {
   private working = '';
   /** What was chosen in the export form, which is drawn anew with everything. */
   private target: { name: string; options: string } | null = null;
-  private waysOpen = false;
+  /** Which of the folded parts are open. */
+  private readonly opened = new Set<string>();
   /** The control that had the keyboard until a command took it away. */
   private parked: string | null = null;
 
@@ -194,17 +196,8 @@ export class Panel extends Widget {
 
   private runs(): HTMLElement[] {
     const runs = [...(this.session.state?.runs ?? [])].reverse();
-    if (!runs.length) {
-      return [
-        html(
-          'p',
-          { class: 'gimlet-quiet' },
-          this.trans.__('No run yet: put %%gimlet above a cell, or use the button above.')
-        )
-      ];
-    }
     const rows = runs.slice(0, 30).map(run => {
-      const open = this.button(`run ${run.name}`, run.name, () => this.actions.show(run.name));
+      const open = this.button(`run ${run.name}`, run.name, () => this.actions.show(run.name, run.name));
       open.title = run.finding;
       return html(
         'li',
@@ -213,7 +206,28 @@ export class Panel extends Widget {
         html('span', { class: 'gimlet-quiet' }, `${seconds(run.duration_s)} · ${clip(run.finding, 90)}`)
       );
     });
-    return [html('ul', { class: 'gimlet-runs' }, ...rows)];
+    const held = runs.length
+      ? html('ul', { class: 'gimlet-runs' }, ...rows)
+      : html(
+          'p',
+          { class: 'gimlet-quiet' },
+          this.trans.__('No run yet: put %%gimlet above a cell, or use the button above.')
+        );
+    return [held, ...this.saved()];
+  }
+
+  /** Runs in files, of other days and notebooks. */
+  private saved(): HTMLElement[] {
+    const saved = [...(this.session.state?.saved ?? [])].reverse();
+    if (!saved.length) {
+      return [];
+    }
+    const rows = saved.map(({ name, path }) => {
+      const open = this.button(`saved ${path}`, name, () => this.actions.show(path, name));
+      open.title = path;
+      return html('li', {}, open);
+    });
+    return [this.folded('saved', this.trans.__('Saved'), html('ul', { class: 'gimlet-runs' }, ...rows))];
   }
 
   /** What is done with every profiled cell of this notebook. */
@@ -300,20 +314,29 @@ export class Panel extends Widget {
         apply,
         back
       ),
-      ...(ways.length ? [this.ways(ways)] : []),
+      ...(ways.length
+        ? [
+            this.folded(
+              'ways',
+              trans.__('Other ways'),
+              html('table', { class: 'gimlet-table' }, html('tbody', {}, ...ways))
+            )
+          ]
+        : []),
       this.exporting(plan.id)
     ];
   }
 
-  private ways(rows: HTMLElement[]): HTMLElement {
+  /** A part that is folded until somebody opens it, and then stays open. */
+  private folded(action: string, title: string, content: HTMLElement): HTMLElement {
     const details = html(
       'details',
-      { open: this.waysOpen },
-      html('summary', { 'data-action': 'ways' }, this.trans.__('Other ways')),
-      html('table', { class: 'gimlet-table' }, html('tbody', {}, ...rows))
+      { open: this.opened.has(action) },
+      html('summary', { 'data-action': action }, title),
+      content
     );
     details.addEventListener('toggle', () => {
-      this.waysOpen = details.open;
+      this.opened[details.open ? 'add' : 'delete'](action);
     });
     return details;
   }

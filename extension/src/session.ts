@@ -16,6 +16,8 @@ export interface State {
   protocol: number;
   version: string;
   runs: { name: string; started: string; duration_s: number | null; finding: string }[];
+  /** In the user's data folder, of this and other notebooks. */
+  saved?: { name: string; path: string }[];
   plans: {
     id: string;
     name: string;
