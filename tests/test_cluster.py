@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import subprocess
 import sys
@@ -198,3 +199,17 @@ def connecting(address: str, **environment: str) -> str:
 
 def test_a_wrong_token_is_refused(nodes):
     assert "token is missing or wrong" in connecting(nodes.address, RAY_AUTH_TOKEN="0" * 64)
+
+
+def test_a_cluster_speaks_tls_where_it_is_told_to(tmp_path):
+    program = Path(__file__).parent / "tls.py"
+    done = subprocess.run(
+        [sys.executable, str(program), str(tmp_path)], capture_output=True, text=True, timeout=200
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert json.loads(done.stdout.splitlines()[-1]) == {
+        "elsewhere": True,
+        "value": 7,
+        "with key": True,
+        "without key": False,
+    }
