@@ -151,11 +151,16 @@ class Tab:
         self.page.on("console", lambda said: said.type == "error" and self.wrong.append(said.text))
         self.page.on("pageerror", lambda error: self.wrong.append(str(error)))
         self.page.on("request", self._requested)
+        self.sent = 0
+        self.page.on("websocket", lambda socket: socket.on("framesent", self._sent))
         self.page.goto(url)
 
     def _requested(self, request: Any) -> None:
         if not request.url.startswith(("http://127.0.0.1", "http://localhost", "data:", "blob:", "ws://127")):
             self.wrong.append(f"asked {request.url}")
+
+    def _sent(self, _frame: object) -> None:
+        self.sent += 1
 
     def picture(self, name: str) -> None:
         PICTURES.mkdir(exist_ok=True)
@@ -197,7 +202,12 @@ def test_a_cell_is_profiled_seen_planned_and_placed(server: Server, browser: Any
     page.wait_for_selector(".jp-Notebook .jp-Cell")
     page.click("[data-id=gimlet-panel]")
     page.get_by_text("gimlet_lab is not loaded in this kernel").wait_for()
+    page.get_by_text("Python 3 (ipykernel) | Idle").wait_for()
     tab.picture("not-loaded")
+    # A kernel that has said no is not asked again and again.
+    before = tab.sent
+    page.wait_for_timeout(2000)
+    assert tab.sent - before < 5
     page.click(".jp-Notebook .jp-Cell .cm-content >> nth=0")
     for _ in CELLS[:3]:
         page.keyboard.press("Shift+Enter")
@@ -251,6 +261,7 @@ def test_a_cell_is_profiled_seen_planned_and_placed(server: Server, browser: Any
         keep.focus()
         page.keyboard.press("Space")
         panel.locator(".gimlet-said", has_text=f"keep_text={'on' if on else 'off'}").wait_for()
+        panel.locator("[data-action='config keep_text']:enabled").wait_for()
         assert keep.is_checked() == on
     page.evaluate("document.querySelector('.gimlet-document').scrollTop = 0")
     dark(page)

@@ -66,6 +66,11 @@ const plugin: JupyterFrontEndPlugin<void> = {
     restorer?.add(panel, panel.id);
     const follow = (): void => session.follow(notebooks.currentWidget?.sessionContext ?? null);
     notebooks.currentChanged.connect(follow);
+    NotebookActions.executed.connect((_, { notebook }) => {
+      if (notebook === notebooks.currentWidget?.content) {
+        session.ran();
+      }
+    });
     void app.restored.then(() => {
       follow();
       session.watch(panel.isVisible);

@@ -247,13 +247,15 @@ export class Panel extends Widget {
       return [];
     }
     const rows = settings.map(([name, on]) => {
+      // What was asked for is seen until the kernel has answered.
+      const other = `config ${name}=${on ? 'off' : 'on'}`;
       const box = html('input', {
         type: 'checkbox',
-        checked: on,
+        checked: this.working === other ? !on : on,
         disabled: this.working !== '',
         'data-action': `config ${name}`
       });
-      box.addEventListener('change', () => void this.command(`config ${name}=${box.checked ? 'on' : 'off'}`));
+      box.addEventListener('change', () => void this.command(other));
       return html('li', {}, html('label', {}, box, words[name] ?? name));
     });
     return [

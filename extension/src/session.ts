@@ -82,6 +82,14 @@ export class Session {
     }
   }
 
+  /** A cell has run: where gimlet_lab was not loaded before, it may be now. */
+  ran(): void {
+    // Not whenever the kernel is idle: it is so after each refusal too.
+    if (this.watching && this.absence === 'not installed') {
+      void this.connect();
+    }
+  }
+
   /** One line after `%gimlet`. */
   run(line: string): Promise<Answer> {
     return this.ask({ line });
@@ -113,7 +121,7 @@ export class Session {
     if (!this.comm) {
       await this.connect();
     }
-    if (this.comm && !this.state) {
+    if (this.comm && !this.state && !this.absence) {
       await new Promise<void>(resolve => {
         const heard = (): void => {
           this.changed.disconnect(heard);
@@ -135,6 +143,7 @@ export class Session {
     const generation = ++this.generation;
     this.comm?.dispose();
     this.comm = null;
+    this.absence = null;
     this.state = null;
     this.meters = [];
     this.running = null;
@@ -217,8 +226,7 @@ export class Session {
     } else if (status === 'restarting' || status === 'autorestarting') {
       this.comm = null;
       this.absent('no kernel');
-    } else if (status === 'idle' && !this.comm && this.absence !== 'other language' && this.watching) {
-      // Where gimlet_lab was not loaded before this cell, it may be now.
+    } else if (status === 'idle' && !this.comm && this.absence === 'no kernel' && this.watching) {
       void this.connect();
     }
   }
