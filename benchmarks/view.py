@@ -109,13 +109,10 @@ def million(rounds: int = 5) -> dict[str, Any]:
                 view = page.locator(".gimlet-document .gimlet-view svg.gimlet-chart").first
                 view.wait_for()
                 drawn.append(time.perf_counter() - began)
-                view.evaluate(
-                    "() => document.querySelector('.gimlet-document [aria-label=\"Zoom in\"]').click()"
-                )
+                page.click('.gimlet-document [aria-label="Zoom in"]')
                 panned.append(view.evaluate(_PAN))
-                page.locator(".lm-TabBar-tab", has_text="million.gimlet").locator(
-                    ".lm-TabBar-tabCloseIcon"
-                ).click()
+                tab = page.locator(".lm-TabBar-tab", has_text="million.gimlet")
+                tab.locator(".lm-TabBar-tabCloseIcon").click()
         finally:
             browser.close()
             server.close()

@@ -107,26 +107,25 @@ class Server:
         self.process.wait(timeout=30)
 
 
+def write(path: Path, cells: list[str], kernel: dict[str, str]) -> None:
+    made = [nbformat.v4.new_code_cell(source) for source in cells]
+    nbformat.write(nbformat.v4.new_notebook(cells=made, metadata={"kernelspec": kernel}), path)
+
+
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     folder = tmp_path_factory.mktemp("lab")
-    spec = {"name": "python3", "display_name": "Python 3", "language": "python"}
-    notebook = nbformat.v4.new_notebook(
-        cells=[nbformat.v4.new_code_cell(source) for source in CELLS], metadata={"kernelspec": spec}
-    )
+    python = {"name": "python3", "display_name": "Python 3", "language": "python"}
     for name in ("agent", "keys", "seven"):
-        nbformat.write(notebook, folder / f"{name}.ipynb")
-    keeping = nbformat.v4.new_notebook(
-        cells=[nbformat.v4.new_code_cell(source) for source in KEEPING], metadata={"kernelspec": spec}
-    )
-    nbformat.write(keeping, folder / "keeping.ipynb")
+        write(folder / f"{name}.ipynb", CELLS, python)
+    write(folder / "keeping.ipynb", KEEPING, python)
+    echo = {"name": "echo", "display_name": "Echo", "language": "echo"}
+    write(folder / "echo.ipynb", [], echo)
     (folder / "echo.py").write_text(ECHO)
     kernel = folder / "DATA" / "kernels" / "echo"
     kernel.mkdir(parents=True)
     argv = [sys.executable, str(folder / "echo.py"), "-f", "{connection_file}"]
-    echo = {"name": "echo", "display_name": "Echo", "language": "echo"}
     (kernel / "kernel.json").write_text(json.dumps({"argv": argv, **echo}))
-    nbformat.write(nbformat.v4.new_notebook(metadata={"kernelspec": echo}), folder / "echo.ipynb")
     server = Server(folder)
     yield server
     server.close()

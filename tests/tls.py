@@ -44,13 +44,13 @@ def certificate(folder: Path) -> None:
     (folder / "key.pem").write_bytes(secret)
 
 
-def is_answered(address: str, certificate: str, key: str | None) -> bool:
+def is_answered(address: str, pem: str, key: str | None) -> bool:
     """Whether the cluster talks to who has this key, or none."""
     host, _, port = address.partition(":")
-    context = ssl.create_default_context(cafile=certificate)
+    context = ssl.create_default_context(cafile=pem)
     context.set_alpn_protocols(["h2"])
     if key is not None:
-        context.load_cert_chain(certificate, key)
+        context.load_cert_chain(pem, key)
     try:
         plain = socket.create_connection((host, int(port)), timeout=10)
         with plain, context.wrap_socket(plain, server_hostname=host) as talk:

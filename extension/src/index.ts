@@ -7,7 +7,7 @@ import {
   type JupyterFrontEndPlugin
 } from '@jupyterlab/application';
 import { ICommandPalette, MainAreaWidget } from '@jupyterlab/apputils';
-import { INotebookTracker, NotebookActions, type NotebookPanel } from '@jupyterlab/notebook';
+import { INotebookTracker, NotebookActions } from '@jupyterlab/notebook';
 import { ITranslator, nullTranslator } from '@jupyterlab/translation';
 import { Widget } from '@lumino/widgets';
 import { registerDocuments } from './document';
@@ -17,13 +17,6 @@ import { Session } from './session';
 import { empty, runView } from './view';
 
 const COMMANDS = { profile: 'gimlet:profile-cell', panel: 'gimlet:show-panel' };
-
-/** Runs the active cell and profiles it; its source is what it was. False where the kernel cannot. */
-async function profileCell(panel: NotebookPanel, session: Session): Promise<boolean> {
-  // The kernel is told that the next cell is meant: the page never touches the text.
-  const answer = await session.arm();
-  return answer.ok && NotebookActions.run(panel.content, panel.sessionContext);
-}
 
 const plugin: JupyterFrontEndPlugin<void> = {
   id: 'gimlet-lab:panel',
@@ -84,7 +77,13 @@ const plugin: JupyterFrontEndPlugin<void> = {
       isEnabled: () => notebooks.activeCell?.model.type === 'code',
       execute: async () => {
         const notebook = notebooks.currentWidget;
-        if (notebook && !(await profileCell(notebook, session)) && session.absence) {
+        if (!notebook) {
+          return;
+        }
+        // The kernel is told that the next cell is meant: the page never touches the text.
+        if ((await session.arm()).ok) {
+          await NotebookActions.run(notebook.content, notebook.sessionContext);
+        } else {
           // It says there what is missing.
           await app.commands.execute(COMMANDS.panel);
         }

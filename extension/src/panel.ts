@@ -109,9 +109,11 @@ export class Panel extends Widget {
 
   /** The keyboard stays where it was: on the control, else on the next of its section, meanwhile on the panel. */
   private refocus(action: string): void {
-    const control = this.body.querySelector<HTMLElement>(`[data-action="${CSS.escape(action)}"]`);
-    const near = control?.closest('section')?.querySelector<HTMLElement>('[data-action]:enabled');
-    const target = !control?.matches(':disabled') ? control : this.working ? null : near;
+    let target = this.body.querySelector<HTMLElement>(`[data-action="${CSS.escape(action)}"]`);
+    if (target?.matches(':disabled')) {
+      const section = this.working ? null : target.closest('section');
+      target = section?.querySelector<HTMLElement>('[data-action]:enabled') ?? null;
+    }
     if (target) {
       this.parked = null;
     }
