@@ -7,6 +7,7 @@ form. One profile runs at a time in a process: what it watches (torch, functions
 from __future__ import annotations
 
 import functools
+import gc
 import inspect
 import linecache
 import os
@@ -14,7 +15,8 @@ import sys
 import threading
 import time
 from asyncio import CancelledError
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import PurePath
@@ -180,10 +182,14 @@ class Profile:
         Run or None
             None in a forked child: the run is its parent's.
         """
-        global _active
         if os.getpid() != self.pid or self._recorder is None:
             return None
         recorder, self._recorder = self._recorder, None
+        with _uncollected():
+            return self._finish(recorder, error)
+
+    def _finish(self, recorder: Recorder, error: BaseException | None) -> Run:
+        global _active
         started, began_s = self._began
         try:
             recording = recorder.stop(error)
@@ -390,6 +396,18 @@ def _status(error: BaseException | None) -> str:
 
 def _error(error: BaseException | None) -> str | None:
     return None if error is None else type(error).__name__
+
+
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """Python's collector waits: thousands of rows that stay would have it search all memory for nothing."""
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collects:
+            gc.enable()
 
 
 def _deployment() -> Deployment | None:

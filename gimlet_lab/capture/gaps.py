@@ -95,7 +95,7 @@ class Gaps:
         self._skipped: list[tuple[list[Row], list[Row], int, float, float]] = []
 
     def begin(self, lane: Lane, key: Key, caller: types.FrameType | None) -> None:
-        """A module call has ended, made by this frame."""
+        """A module call has ended, made by this frame; function events are still off."""
         if lane.index != 0:
             return
         entry = self._entry(caller)
@@ -186,10 +186,9 @@ class Gaps:
 
     def _hush(self, lane: Lane) -> None:
         self._quiet = self.operators.pop(lane)
-        hook = self.operators.hook
-        self._listened = self._quiet and hook is not None and sys.getprofile() is hook
+        self._listened = self._quiet and lane.listens
         if self._listened:
-            sys.setprofile(None)
+            lane.listens = False
 
     def _wake(self, lane: Lane) -> None:
         self._quiet = False

@@ -10,6 +10,9 @@ from gimlet_lab.model import Work
 from gimlet_lab.work import aten, formulas
 from gimlet_lab.work.custom import registered
 
+#: torch's tags of operators whose results decide shapes, or become numbers of Python.
+_DEPENDENT = {"data_dependent_output", "dynamic_output_shape"}
+
 
 class Kind:
     """What is the same for all calls of one operator with one input signature.
@@ -24,11 +27,16 @@ class Kind:
         Bytes read of each tensor among the arguments, in their order.
     view : bool
         Nothing is computed and nothing moves.
+    depends : bool
+        What comes after it may hang on the values it gives: a number for Python, a shape. Of an unknown one
+        nobody knows.
     writes : bool
         Its results are data somebody made.
     """
 
-    __slots__ = ("device", "dtype", "flops", "name", "read", "reads", "view", "work", "writes", "written")
+    __slots__ = (
+        "depends", "device", "dtype", "flops", "name", "read", "reads", "view", "work", "writes", "written",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -42,6 +50,7 @@ class Kind:
         *,
         view: bool,
         writes: bool,
+        depends: bool = False,
     ) -> None:
         self.name = name
         self.work = work
@@ -54,6 +63,7 @@ class Kind:
         self.device = device
         self.view = view
         self.writes = writes
+        self.depends = depends
 
 
 def sign(values: Any, parts: list[Any], tensors: list[Any], tensor_type: type) -> None:
@@ -136,7 +146,8 @@ def kind_of(
         shared = [result.alias_info for result in schema.returns if result.alias_info is not None]
         view = view or (bool(shared) and not mutated and not any(alias.is_write for alias in shared))
     writes, fixed = frozenset(mutated), not view
-    pointwise = any(getattr(tag, "name", "") == "pointwise" for tag in getattr(func, "tags", ()))
+    tags = {getattr(tag, "name", "") for tag in getattr(func, "tags", ())}
+    pointwise = "pointwise" in tags
     try:
         work = aten.describe(name, inputs, outputs, view=view, pointwise=pointwise, mutated=writes)
     except (KeyError, IndexError, TypeError, ValueError, ZeroDivisionError):
@@ -163,6 +174,7 @@ def kind_of(
         device="cpu" if first is None else str(first.device),
         view=view,
         writes=fixed and bool(outputs),
+        depends=bool(tags & _DEPENDENT),
     )
 
 
@@ -197,7 +209,7 @@ def unknown_kind(func: Any) -> Kind:
     """Say of an operator only that it ran."""
     schema = getattr(func, "_schema", None)
     name = schema.name if schema is not None else str(func)
-    return Kind(name, None, None, (), None, "", "cpu", view=False, writes=True)
+    return Kind(name, None, None, (), None, "", "cpu", view=False, writes=True, depends=True)
 
 
 def dtype_name(tensor: Any) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from gimlet_lab.capture.activities import ActivitySource, Heard
+from gimlet_lab.capture.blocks import Blocks
 from gimlet_lab.capture.intervals import Interval, seconds
 from gimlet_lab.capture.operators import Operators, Row
 from gimlet_lab.capture.timeline import Lane, OpenSpan
@@ -53,11 +54,18 @@ class Looks:
         self._unheard: list[tuple[list[Row | None], Heard]] = []
 
     def begin(
-        self, lane: Lane, span: OpenSpan, paths: dict[int, str], held: Places, *, away: bool = False
+        self,
+        lane: Lane,
+        span: OpenSpan,
+        paths: dict[int, str],
+        held: Places,
+        *,
+        away: bool = False,
+        blocks: Blocks | None = None,
     ) -> Look:
         """Look into this span from now on, or leave it alone, as it says itself.
 
-        ``away``: it works on an accelerator.
+        ``away``: it works on an accelerator. ``blocks``: those of its parts that may be alike.
         """
         look, operators = Look(), self.operators
         if not span.looked:
@@ -68,12 +76,12 @@ class Looks:
         if away:
             self._listen(lane)
         lane.born, lane.held = {}, held
-        lane.path, lane.paths, lane.looking = "", paths, True
+        lane.path, lane.paths, lane.looking, lane.blocks = "", paths, True, blocks
         return look
 
     def end(self, lane: Lane, span: OpenSpan, look: Look) -> None:
         """Stop looking, and listen to loose operators again."""
-        lane.looking = False
+        lane.looking, lane.blocks = False, None
         if lane.marked is not None:
             self._heard(lane)
         if lane.index == 0:

@@ -11,6 +11,7 @@ from typing import Any
 
 from gimlet_lab import boundary
 from gimlet_lab.capture import calls
+from gimlet_lab.capture.blocks import Blocks, members
 from gimlet_lab.capture.dataflow import Dataflow, Made
 from gimlet_lab.capture.devices import is_away
 from gimlet_lab.capture.fakes import Memory
@@ -30,13 +31,14 @@ GROWTH = 2
 class _Known:
     """What we keep of one outermost module: nothing that keeps it alive."""
 
-    __slots__ = ("info", "leaf", "looks", "module", "paths", "real", "target")
+    __slots__ = ("blocks", "info", "leaf", "looks", "module", "paths", "real", "target")
 
-    def __init__(self, module: Any, target: str | None, info: ModuleInfo, paths: dict[int, str]) -> None:
+    def __init__(self, module: Any, target: str | None, info: ModuleInfo) -> None:
         self.module = weakref.ref(module)
         self.target = target
         self.info = info
-        self.paths = paths
+        self.paths = {id(child): name for name, child in module.named_modules() if name}
+        self.blocks = members(module)
         self.real = all(type(weight).__name__ != "FakeTensor" for weight in module.parameters())
         #: A parameter whose gradient tells whether a backward pass adds to what is there.
         first = next((p for p in module.parameters() if p.requires_grad), None)
@@ -127,9 +129,11 @@ class Modules:
 
     def inner(self, lane: Lane, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run a submodule during a look: operators inside it are known by its path."""
-        before = lane.path
+        blocks, before = lane.blocks, lane.path
         lane.path = lane.paths.get(id(module)) or before
         try:
+            if blocks is not None and id(module) in blocks.members:
+                return blocks.run(lane, self.takeover.original, module, args, kwargs)
             return self.takeover.original(module, *args, **kwargs)
         finally:
             lane.path = before
@@ -167,10 +171,10 @@ class Modules:
                     entered.span.attributes["error"] = getattr(sys.exc_info()[0], "__name__", "unknown")
                 self._try_end(lane, entered, output)
             lane.module, lane.looking, lane.path, lane.real = None, False, "", False
-            self.around(lane, False)
             if entered is not None and returned and not self.exact:
                 # Two frames up: past the takeover's.
                 self.gaps.begin(lane, (id(entered.known), entered.call.signature), sys._getframe(2))  # noqa: SLF001 - the caller
+            self.around(lane, False)
             self.spent += timeline.clock() - ended
 
     def _try_begin(
@@ -223,7 +227,12 @@ class Modules:
             if span.looked:
                 self._weigh(module)
                 places = calls.cache_places(call.cache, flow)
-            entered.look = self.looks.begin(lane, span, known.paths, places, away=entered.stamp is not None)
+            blocks = None
+            if span.looked and known.blocks and entered.stamp is None and not self.exact:
+                blocks = Blocks(self.operators, known.blocks)
+                lane.kept = [flow.weakly(tensor) for tensor in calls.cache_tensors(call.cache, flow)]
+            away = entered.stamp is not None
+            entered.look = self.looks.begin(lane, span, known.paths, places, away=away, blocks=blocks)
         if self.memory is not None:
             entered.held = self.memory.mark() - _size(calls.cache_tensors(call.cache, flow))
         return entered
@@ -319,8 +328,7 @@ class Modules:
         taken, number = {other.info.target for other in self._order}, 2
         while label in taken:
             label, number = f"{plain}#{number}", number + 1
-        paths = {id(child): name for name, child in module.named_modules() if name}
-        known = _Known(module, target, module_info(module, label), paths)
+        known = _Known(module, target, module_info(module, label))
         self._known[id(module)] = known
         self._order.append(known)
         self._weigh(module)

@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from operator import attrgetter
+from typing import Any, Protocol
 
 from gimlet_lab.capture.dataflow import Dataflow, Weak, storage_address
 from gimlet_lab.capture.devices import Devices, Stamps, is_away
@@ -80,14 +81,18 @@ class Row:
 
     def frozen(self) -> Op:
         """The noun."""
+        return self.elsewhere(self.path, self.start, self.took)
+
+    def elsewhere(self, path: str, start: float, took: float) -> Op:
+        """The noun, of the same at another place and time."""
         kind, count = self.kind, self.count
         return Op(
             op=kind.name,
             span=self.span.number,
-            module=self.path,
+            module=path,
             work=kind.work,
-            start_s=self.start,
-            duration_s=self.took,
+            start_s=start,
+            duration_s=took,
             flops=None if kind.flops is None else kind.flops * count,
             bytes_read=None if kind.read is None else kind.read * count,
             bytes_written=None if kind.written is None else kind.written * count,
@@ -100,6 +105,13 @@ class Row:
             state_bytes=self.states,
             device_timed=self.timed,
         )
+
+
+class Repeated(Protocol):
+    """What was not watched because it was known."""
+
+    def ops(self, dispatch_s: float) -> Iterator[Op]:
+        """Its operators; watching one takes so long outside our own clock."""
 
 
 class Operators:
@@ -118,6 +130,8 @@ class Operators:
         self.flow = flow
         self.torch = torch
         self.rows: list[Row] = []
+        #: What looks left out because it had just been seen.
+        self.repeats: list[Repeated] = []
         #: Storages of parameters and buffers, of gradients and of optimizers' state, held weakly.
         self.weights: dict[int, Weak] = {}
         self.gradients: dict[int, Weak] = {}
@@ -356,6 +370,8 @@ class Operators:
             address = self._where(tensor)
             if address not in addresses:
                 born[address] = at
+                if lane.blocks is not None:  # what runs unseen must not be given this address
+                    lane.kept.append(self.flow.weakly(tensor))
 
     def _row(self, lane: Lane, kind: Kind, started: float, ended: float) -> Row | None:
         rows, span, path = self.rows, lane.stack[-1], lane.path
@@ -413,18 +429,20 @@ class Operators:
                 places = where[address]
                 row.kv += nbytes if places is None or offset in places else 0.0
             row.inputs = None
-        lane.born, lane.held = {}, {}
+        lane.born, lane.held, lane.kept = {}, {}, []
 
-    def finish(self) -> tuple[Op, ...]:
-        """All rows as the noun, by start."""
+    def finish(self, dispatch_s: float) -> tuple[Op, ...]:
+        """All rows as the noun, by start; watching an operator takes so long outside our own clock."""
         if self._dropped:
             self.timeline.note(f"truncated: {self._dropped:,} operators after the first {MAX_ROWS:,} rows")
         if self._full:
             self.timeline.note(
                 f"truncated: only the first {MAX_LOOSE:,} operators outside modules were recorded"
             )
-        self.rows.sort(key=lambda row: row.start)
-        return tuple(row.frozen() for row in self.rows if row.span.number >= 0)
+        ops = [row.frozen() for row in self.rows if row.span.number >= 0]
+        for repeat in self.repeats:
+            ops.extend(repeat.ops(dispatch_s))
+        return tuple(sorted(ops, key=attrgetter("start_s")))
 
 
 _dispatch_cost: dict[int, float] = {}

@@ -249,8 +249,12 @@ class Recorder:
             operators.push(self._lane)
 
     def _around(self, lane: Lane, inside: bool) -> None:
-        self._events.busy(lane, inside)
+        # Our own calls are not listened to.
+        if inside:
+            self._events.busy(lane, True)
         self._edge(lane)
+        if not inside:
+            self._events.busy(lane, False)
 
     def _edge(self, lane: Lane) -> None:
         if lane.index == 0:
@@ -330,7 +334,7 @@ class Recorder:
         if devices is not None and self._looks is not None:
             spans = devices.place(spans)
             self._looks.concede(spans)
-        ops = () if operators is None else operators.finish()
+        ops = () if operators is None else operators.finish(dispatch_s)
         if self._regions is not None:
             ops += tuple(self._regions.count(spans, ops))
         return Recording(

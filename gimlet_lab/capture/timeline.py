@@ -83,6 +83,10 @@ class Lane:
         During a look: where below the outermost module it is, and the paths of its parts by identity.
     born, held
         During a look: storages to the operator that made them; where the cache lay before the call.
+    kept
+        During a look: what keeps those storages' addresses from being given out again.
+    blocks : Blocks or None
+        During a look: the model's blocks that may be alike.
     real : bool
         The module call it is in is of real weights: fake tensors there are nobody's work.
     marked : list or None
@@ -100,8 +104,8 @@ class Lane:
     """
 
     __slots__ = (
-        "born", "calls", "held", "history", "ident", "index", "leaf", "listens", "looking", "marked",
-        "module", "path", "paths", "real", "spent", "stack", "top_k", "way_back",
+        "blocks", "born", "calls", "held", "history", "ident", "index", "kept", "leaf", "listens", "looking",
+        "marked", "module", "path", "paths", "real", "spent", "stack", "top_k", "way_back",
     )  # fmt: skip
 
     def __init__(self, index: int, root: OpenSpan) -> None:
@@ -114,6 +118,8 @@ class Lane:
         self.paths: dict[int, str] = {}
         self.born: dict[int, int] = {}
         self.held: dict[int, frozenset[int] | None] = {}
+        self.kept: list[object] = []
+        self.blocks: Any = None
         self.marked: list[Any] | None = None
         self.real = False
         self.calls = 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 import os
 import platform
@@ -22,6 +23,7 @@ def cache_dir() -> Path:
     return platformdirs.user_cache_path("gimlet_lab")
 
 
+@functools.cache
 def processor() -> str:
     """What the processor calls itself."""
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -48,7 +49,7 @@ class CpuProbe:
         self._cores = machine.cores()
         self._process = psutil.Process()
         self._energy = energy
-        self._bandwidth = bandwidth
+        self._bandwidth = sorted(bandwidth.glob("mon_L3_*/mbm_total_bytes")) if bandwidth.is_dir() else []
         self._rates = Rates()
         self._before: dict[int, tuple[float, float]] = {}
         self._io = Seldom(self._counters, SELDOM_S)
@@ -70,7 +71,6 @@ class CpuProbe:
         spent = self._spent()
         cores = {core: _share(busy, total) for core, (busy, total) in spent.items()}
         joules = self._energy.joules()
-        process = self._process.cpu_times()
         memory = _quiet(self._memory, now_s)
         whole: dict[str, Any] = {
             "utilization": _share(*(sum(part) for part in zip(*spent.values(), strict=True))),
@@ -80,7 +80,7 @@ class CpuProbe:
             "memory_total_bytes": float(memory.total) if memory else None,
             "process_memory_bytes": _quiet(lambda: float(self._process.memory_info().rss)),
             # Cores' worth of work that this process did.
-            "process_cores": self._rates.of("process", process.user + process.system, now_s),
+            "process_cores": self._rates.of("process", time.process_time(), now_s),
             "energy_j": joules,
             "power_w": self._rates.of("energy", joules, now_s),
             "dram_bytes_per_s": self._rates.of("dram", self._moved_bytes(), now_s),
@@ -125,13 +125,12 @@ class CpuProbe:
     def _moved_bytes(self) -> float | None:
         """Bytes that moved between memory and all caches since the machine started."""
         total = 0.0
-        files = sorted(self._bandwidth.glob("mon_L3_*/mbm_total_bytes")) if self._bandwidth.is_dir() else []
-        for file in files:
+        for file in self._bandwidth:
             try:
                 total += int(file.read_text(encoding="ascii"))
             except (OSError, ValueError):  # "Unavailable", "Error", or no permission
                 return None
-        return total if files else None
+        return total if self._bandwidth else None
 
 
 class Rapl:

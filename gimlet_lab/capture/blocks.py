@@ -1,0 +1,210 @@
+"""Blocks of a model that are alike, as its decoder layers are: some are looked at, the rest only timed.
+
+During a look at a call the blocks of a list are entered one after the other. Where the last two of one form
+and one input ran the same operators, those that follow run free of us and are taken to run them too, in the
+time that they themselves took. Nothing is taken for granted of a block in which operators' results decide
+what is computed (a router's loop over experts), of one that somebody has hooked or given a ``forward`` of its
+own, or of a compiled one.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from gimlet_lab.capture.kinds import sign
+from gimlet_lab.capture.operators import Operators, Row
+from gimlet_lab.capture.timeline import Lane
+from gimlet_lab.model import Op
+
+#: Fewer blocks of one class in a list are all looked at: two have to be.
+FEWEST = 3
+
+_EMPTY = {dict, OrderedDict, set, list, tuple, type(None)}
+
+
+class Seen:
+    """A block that was looked at: what it ran, and what that took."""
+
+    __slots__ = ("path", "rows", "spent", "start", "sure", "took", "watched")
+
+    def __init__(self, path: str, rows: list[Row], start: float, took: float) -> None:
+        self.path = path
+        self.rows = rows
+        self.start = start
+        self.took = took
+        #: Operators watched, and the seconds inside our own clock that this took.
+        self.watched = 0
+        self.spent = 0.0
+        #: Whether the block before it was the same.
+        self.sure = False
+
+    def like(self, other: Seen) -> bool:
+        """Whether both ran the same operators at the same places."""
+        return len(self.rows) == len(other.rows) and all(
+            a.kind is b.kind
+            and a.count == b.count
+            and a.path.removeprefix(self.path) == b.path.removeprefix(other.path)
+            for a, b in zip(self.rows, other.rows, strict=True)
+        )
+
+
+class Repeat:
+    """A block that was not looked at, like one that was."""
+
+    __slots__ = ("of", "path", "start", "took")
+
+    def __init__(self, of: Seen, path: str, start: float, took: float) -> None:
+        self.of = of
+        self.path = path
+        self.start = start
+        self.took = took
+
+    def ops(self, dispatch_s: float) -> Iterator[Op]:
+        """Its operators: their shares of the time it took, one after the other.
+
+        ``dispatch_s``: what watching an operator takes outside our own clock.
+        """
+        of = self.of
+        if not of.rows or of.rows[0].span.number < 0:  # nothing ran, or there were too many calls to keep
+            return
+        busy_s = sum(row.took for row in of.rows)
+        bare_s = max(of.took - of.spent - of.watched * dispatch_s, busy_s, 1e-9)
+        scale = self.took / bare_s
+        # What lies between operators was stretched by the looking.
+        idle = (self.took - busy_s * scale) / max(of.took - busy_s, 1e-9)
+        now, ended = self.start, of.start
+        for row in of.rows:
+            now += max(0.0, row.start - ended) * idle
+            ended, took = row.start + row.took, row.took * scale
+            yield row.elsewhere(self.path + row.path.removeprefix(of.path), now, took)
+            now += took
+
+
+class Blocks:
+    """The blocks of one look.
+
+    Parameters
+    ----------
+    operators : Operators
+    members : dict
+        The blocks by identity, with the place of each in its list.
+    """
+
+    def __init__(self, operators: Operators, members: dict[int, int]) -> None:
+        self.operators = operators
+        self.members = members
+        self._seen: dict[object, Seen] = {}
+
+    def run(
+        self,
+        lane: Lane,
+        original: Callable[..., Any],
+        module: Any,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> Any:
+        """Run a block: looked at, or where it is known to be like the ones before it, only timed."""
+        operators, timeline = self.operators, self.operators.timeline
+        entered = timeline.clock()
+        key = self._key(module, args, kwargs)
+        if key is None:
+            return original(module, *args, **kwargs)
+        like = self._seen.get(key)
+        spared = like is not None and like.sure and operators.pop(lane)
+        # Blocks inside this one are not compared; rows at its edges are not merged with its own.
+        lane.looking, lane.blocks = not spared, None
+        first = operators.apart = len(operators.rows)
+        calls, spent = lane.calls, lane.spent
+        returned = False
+        started = timeline.clock()
+        lane.spent += started - entered
+        try:
+            output = original(module, *args, **kwargs)
+            returned = True
+            return output
+        finally:
+            ended = timeline.clock()
+            start, took = started - timeline.zero, ended - started
+            if spared:
+                operators.push(lane)
+            if spared and returned and like is not None:
+                operators.repeats.append(Repeat(like, lane.path, start, took))
+            elif returned:
+                seen = Seen(lane.path, operators.rows[first:], start, took)
+                seen.watched, seen.spent = lane.calls - calls, lane.spent - spent
+                whole = all(row.span is lane.stack[-1] and not row.kind.depends for row in seen.rows)
+                seen.sure = whole and like is not None and seen.like(like)
+                self._seen[key] = seen
+            operators.apart = len(operators.rows)
+            lane.looking, lane.blocks = True, self
+            lane.spent += timeline.clock() - ended
+
+    def _key(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> object:
+        """What has to be equal for two blocks to be alike; None: nobody can say."""
+        torch = self.operators.torch
+        parts: list[Any] = [torch.is_grad_enabled(), torch.is_autocast_enabled("cpu"), *kwargs]
+        tensors: list[Any] = []
+        try:
+            parts.append(form(module, self.members[id(module)]))
+            sign((args, tuple(kwargs.values())), parts, tensors, torch.Tensor)
+            key = (*parts, *(tensor.requires_grad for tensor in tensors))
+            hash(key)
+        except Exception:  # noqa: BLE001 - an argument that does not hash, whatever a tensor's class raises
+            return None
+        return key
+
+
+def members(module: Any) -> dict[int, int]:
+    """Blocks of a model's lists that may be alike, by identity, with the place of each in its list."""
+    found: dict[int, int] = {}
+    for part in module.modules():
+        # Of ModuleList and Sequential the children go by their numbers.
+        listed = [child for name, child in part.named_children() if name.isdecimal()]
+        classes = [type(child) for child in listed]
+        found.update(
+            (id(child), place)
+            for place, child in enumerate(listed)
+            if next(child.children(), None) is not None and classes.count(type(child)) >= FEWEST
+        )
+    return found
+
+
+def form(module: Any, place: int) -> object:
+    """What two blocks share that are alike: classes, shapes of weights, and everything plain they hold.
+
+    A number that is the block's own place in its list (transformers' ``layer_idx``) only says which it is.
+    """
+    return tuple(_part(part, place) for part in module.modules())
+
+
+def _part(module: Any, place: int) -> object:
+    found: list[object] = [type(module)]
+    for name, value in vars(module).items():
+        kind = value.__class__
+        if kind in _EMPTY and not value:  # most of what torch keeps: no hooks, no buffers
+            found.append(kind)
+        elif name in ("_parameters", "_buffers"):
+            found += [
+                None
+                if tensor is None
+                else (
+                    own,
+                    tensor.__class__,
+                    tensor.shape,
+                    tensor.dtype,
+                    tensor.stride(),
+                    tensor.requires_grad,
+                )
+                for own, tensor in value.items()
+            ]
+        elif name == "_modules":
+            found.append(tuple(value))
+        elif kind is int and value == place:
+            found.append(int)
+        elif isinstance(value, int | float | str | tuple):
+            found.append((name, value))
+        else:
+            found.append((name, id(value)))
+    return tuple(found)
