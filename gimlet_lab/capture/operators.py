@@ -370,7 +370,7 @@ class Operators:
             address = self._where(tensor)
             if address not in addresses:
                 born[address] = at
-                if lane.blocks is not None:  # what runs unseen must not be given this address
+                if lane.kept is not None:  # what runs unseen must not be given this address
                     lane.kept.append(self.flow.weakly(tensor))
 
     def _row(self, lane: Lane, kind: Kind, started: float, ended: float) -> Row | None:
@@ -429,7 +429,7 @@ class Operators:
                 places = where[address]
                 row.kv += nbytes if places is None or offset in places else 0.0
             row.inputs = None
-        lane.born, lane.held, lane.kept = {}, {}, []
+        lane.born, lane.held, lane.kept = {}, {}, None
 
     def finish(self, dispatch_s: float) -> tuple[Op, ...]:
         """All rows as the noun, by start; watching an operator takes so long outside our own clock."""

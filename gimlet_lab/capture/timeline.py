@@ -83,10 +83,10 @@ class Lane:
         During a look: where below the outermost module it is, and the paths of its parts by identity.
     born, held
         During a look: storages to the operator that made them; where the cache lay before the call.
-    kept
-        During a look: what keeps those storages' addresses from being given out again.
+    kept : list or None
+        During a look that leaves blocks out: what keeps those storages' addresses from being given out again.
     blocks : Blocks or None
-        During a look: the model's blocks that may be alike.
+        During a look, outside of them: the model's blocks that may be alike.
     real : bool
         The module call it is in is of real weights: fake tensors there are nobody's work.
     marked : list or None
@@ -118,7 +118,7 @@ class Lane:
         self.paths: dict[int, str] = {}
         self.born: dict[int, int] = {}
         self.held: dict[int, frozenset[int] | None] = {}
-        self.kept: list[object] = []
+        self.kept: list[object] | None = None
         self.blocks: Any = None
         self.marked: list[Any] | None = None
         self.real = False
