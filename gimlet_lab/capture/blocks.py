@@ -120,6 +120,7 @@ class Blocks:
         returned = False
         started = timeline.clock()
         lane.spent += started - entered
+        lane.learning += started - entered
         try:
             output = original(module, *args, **kwargs)
             returned = True
@@ -139,7 +140,9 @@ class Blocks:
                 self._seen[key] = seen
             operators.apart = len(operators.rows)
             lane.looking, lane.blocks = True, self
-            lane.spent += timeline.clock() - ended
+            done = timeline.clock() - ended
+            lane.spent += done
+            lane.learning += done
 
     def _key(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> object:
         """What has to be equal for two blocks to be alike; None: nobody can say."""

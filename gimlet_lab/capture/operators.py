@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from operator import attrgetter
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from gimlet_lab.capture.dataflow import Dataflow, Weak, storage_address
 from gimlet_lab.capture.devices import Devices, Stamps, is_away
@@ -299,11 +299,13 @@ class Operators:
             key, kind = (), None
         if kind is None:
             kept = self._kinds
+            began = self.timeline.clock()
             try:
                 kind = kind_of(func, args, kwargs, out, self._tensor, lane.top_k)
                 kept = _TORCHS if kind.name.startswith("aten::") else kept
             except Exception:  # noqa: BLE001 - shapes that are symbols, tensors that are not there yet
                 kind = unknown_kind(func)
+            lane.learning += self.timeline.clock() - began
             # torch's own operators live for ever, and so do their identities.
             if kind.view and hasattr(func, "_schema"):
                 self._views[id(func)] = kind
@@ -431,6 +433,20 @@ class Operators:
             row.inputs = None
         lane.born, lane.held, lane.kept = {}, {}, None
 
+    def dispatch_s(self) -> float:
+        """Seconds that watching took of each operator outside our own clock.
+
+        Between a model's products caches are cold, and Python is twice or thrice as slow as in a quiet loop:
+        by how much, the part inside our clock tells.
+        """
+        lanes = self.timeline.lanes
+        watched = sum(lane.calls for lane in lanes)
+        if not watched:
+            return 0.0
+        price = price_of(self.torch)
+        inside_s = sum(lane.spent - lane.learning for lane in lanes) / watched
+        return price.outside_s * min(max(inside_s / price.inside_s, 1.0), COLDEST)
+
     def finish(self, dispatch_s: float) -> tuple[Op, ...]:
         """All rows as the noun, by start; watching an operator takes so long outside our own clock."""
         if self._dropped:
@@ -445,21 +461,31 @@ class Operators:
         return tuple(sorted(ops, key=attrgetter("start_s")))
 
 
-_dispatch_cost: dict[int, float] = {}
+class Price(NamedTuple):
+    """Seconds that watching takes of an operator in a quiet loop: outside our own clock, and by it."""
+
+    outside_s: float
+    inside_s: float
 
 
-def dispatch_cost_s(torch: Any) -> float:
-    """Seconds that the mode takes of every operator outside our own clock, measured once."""
-    if id(torch) in _dispatch_cost:
-        return _dispatch_cost[id(torch)]
+_prices: dict[int, Price] = {}
+
+#: No machine is believed to be slower than the quiet loop by more.
+COLDEST = 5.0
+
+
+def price_of(torch: Any) -> Price:
+    """What watching costs at best, measured once."""
+    if id(torch) in _prices:
+        return _prices[id(torch)]
     timeline = Timeline(time.perf_counter)
     operators, lane, tensor = Operators(timeline, Dataflow(), torch), timeline.lane(), torch.zeros(1)
-    best = [float("inf"), float("inf")]
+    best, inside = [float("inf"), float("inf")], float("inf")
     for watched in (0, 1) * 5:
         if watched:
             operators.push(lane)
         try:
-            lane.spent, started = 0.0, time.perf_counter()
+            lane.spent, lane.learning, started = 0.0, 0.0, time.perf_counter()
             for _ in range(40):
                 # One of one tensor, one of two, and one of a number that torch has to wrap.
                 tensor.neg_()
@@ -469,5 +495,6 @@ def dispatch_cost_s(torch: Any) -> float:
         finally:
             operators.remove(lane)
         best[watched] = min(best[watched], took / 120)
-    _dispatch_cost[id(torch)] = max(0.0, best[1] - best[0])
-    return _dispatch_cost[id(torch)]
+        inside = min(inside, (lane.spent - lane.learning) / 120) if watched else inside
+    _prices[id(torch)] = Price(max(0.0, best[1] - best[0]), inside)
+    return _prices[id(torch)]

@@ -22,7 +22,7 @@ from gimlet_lab.capture.looks import Looks
 from gimlet_lab.capture.metering import Metering
 from gimlet_lab.capture.modules import Modules
 from gimlet_lab.capture.monitoring import Monitoring
-from gimlet_lab.capture.operators import Operators, dispatch_cost_s
+from gimlet_lab.capture.operators import Operators
 from gimlet_lab.capture.profile import Profile
 from gimlet_lab.capture.regions import Regions
 from gimlet_lab.capture.stacks import StackOptions, StackSampler
@@ -313,8 +313,7 @@ class Recorder:
             self._looks.hear()
             operators.place()
         inferred = () if self._gaps is None else self._gaps.finish()
-        looked = operators is not None and any(lane.calls for lane in timeline.lanes)
-        dispatch_s = dispatch_cost_s(operators.torch) if operators is not None and looked else 0.0
+        dispatch_s = 0.0 if operators is None else operators.dispatch_s()
         modules = () if self._modules is None else self._modules.finish()
         if self._looks is not None:
             self._looks.finish(dispatch_s)

@@ -91,8 +91,8 @@ class Lane:
         The module call it is in is of real weights: fake tensors there are nobody's work.
     marked : list or None
         During a look that a device's profiler listens to: its operators' rows, by the number of their mark.
-    calls, spent
-        Operators recorded here, and the seconds that took.
+    calls, spent, learning
+        Operators recorded here, the seconds that took, and those of them that went into what was new.
     listens : bool
         Function events go on after this module call.
     history, leaf
@@ -104,8 +104,8 @@ class Lane:
     """
 
     __slots__ = (
-        "blocks", "born", "calls", "held", "history", "ident", "index", "kept", "leaf", "listens", "looking",
-        "marked", "module", "path", "paths", "real", "spent", "stack", "top_k", "way_back",
+        "blocks", "born", "calls", "held", "history", "ident", "index", "kept", "leaf", "learning", "listens",
+        "looking", "marked", "module", "path", "paths", "real", "spent", "stack", "top_k", "way_back",
     )  # fmt: skip
 
     def __init__(self, index: int, root: OpenSpan) -> None:
@@ -123,7 +123,7 @@ class Lane:
         self.marked: list[Any] | None = None
         self.real = False
         self.calls = 0
-        self.spent = 0.0
+        self.spent = self.learning = 0.0
         self.listens = False
         self.top_k = 1
         self.way_back = False
