@@ -321,3 +321,45 @@ def decides(x): return x + 1 if x.sum() > 3 else x
     assert "a Box among its arguments" in said[0]
     assert "needs values" in said[1]
     assert not [op for op in recording.ops if op.op == "compiled"]
+
+
+@pytest.mark.parametrize("first", [False, True], ids=["compiled before", "compiled in the cell"])
+def test_a_model_that_a_library_compiles_has_its_calls_and_their_work(backend: Backend, first: bool) -> None:
+    """With a static cache ``generate`` compiles the model itself, on an accelerator by default."""
+    pytest.importorskip("transformers")
+    from small_llm import IDS, make_llm
+    from transformers import CompileConfig
+
+    def by(graph: Any, inputs: Any) -> Any:  # the config is copied, and its backend with it
+        return backend(graph, inputs)
+
+    compiles = CompileConfig(backend=by, fullgraph=False, mode=None)
+    compiles._compile_all_devices = True
+    notebook = Notebook(torch=torch, llm=make_llm(), ids=IDS, mask=torch.ones_like(IDS), compiles=compiles)
+    greedy = "max_new_tokens=6, do_sample=False, cache_implementation='static'"
+    cell = f"with torch.inference_mode():\n    out = llm.generate(ids, attention_mask=mask, {greedy}{{}})"
+    bare, compiled = cell.format(""), cell.format(", compile_config=compiles")
+    notebook.run(bare)
+    expected = notebook["out"]
+    if not first:
+        notebook.run(compiled)
+    looked = notebook.profile(bare)
+    assert backend.compiled == (0 if first else 1)
+    recording = notebook.profile(compiled)
+    assert notebook.error is None
+    assert torch.equal(notebook["out"], expected)
+    assert backend.compiled == 1
+    calls = spans(recording, "module")
+    assert [call.role for call in calls] == ["prefill"] + ["decode"] * 5
+    assert [call.attributes["past_len"] for call in calls] == [0, *range(11, 16)]
+
+    def decoded(found: Any) -> dict[str, float]:
+        of = next(span for span in spans(found, "module") if span.role == "decode")
+        ops = [op for op in found.ops if op.span == of.id]
+        names = ("flops", "weight_bytes", "kv_bytes")
+        return {name: sum(getattr(op, name) or 0.0 for op in ops) for name in names}
+
+    assert decoded(recording) == pytest.approx(decoded(looked), rel=0.01)
+    ran = backend.ran
+    notebook.run(compiled)
+    assert (backend.compiled, backend.ran) == (1, ran + 5), "still compiled"

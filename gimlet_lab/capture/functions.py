@@ -45,10 +45,14 @@ class Code:
         self.function: Any = None
 
 
+#: Ends what a compiled call began: its result, and the name of what it raised.
+Leave = Callable[[object, str | None], None]
+
+
 class Running:
     """One call under way."""
 
-    __slots__ = ("compiled", "frame", "given", "original", "resumed_at", "span")
+    __slots__ = ("compiled", "frame", "given", "leave", "original", "resumed_at", "span")
 
     def __init__(self, frame: int, span: OpenSpan | None) -> None:
         self.frame = frame
@@ -57,6 +61,8 @@ class Running:
         self.given: list[tuple[object, int]] = []
         self.resumed_at = -1
         self.compiled = False
+        #: Of a module's call that a library compiled: what ends it, given its result and the error it raised.
+        self.leave: Leave | None = None
         #: Of a function that a backend redirected: its own code, should it run here all the same.
         self.original: types.CodeType | None = None
 
@@ -75,6 +81,9 @@ class Functions:
     compiled : callable
         Called with the lane and True as a function made by torch.compile begins, with False when it has
         ended.
+    module : callable
+        Called with the lane and the frame as a compiled function begins that is not the notebook's. Of a
+        module's call it gives what to call when that has ended.
     edge : callable
         Called with the lane where a span begins or ends.
     """
@@ -88,6 +97,7 @@ class Functions:
         *,
         compiled: Callable[[Lane, bool], None],
         region: Callable[[OpenSpan, Mapping[str, Any]], None],
+        module: Callable[[Lane, types.FrameType], Leave | None],
         edge: Callable[[Lane], None],
     ) -> None:
         self.timeline = timeline
@@ -103,6 +113,7 @@ class Functions:
         self._is_cell_file = is_cell_file
         self._compiled = compiled
         self._region = region
+        self._module = module
         self._edge = edge
         self._codes: dict[int, Code] = {}
         self._running: dict[int, list[Running]] = {}
@@ -250,7 +261,9 @@ class Functions:
         stack.append(call)
         if compiled:
             call.compiled = True
-            self._compiled(lane, True)
+            call.leave = self._module(lane, frame) if call.span is None else None
+            if call.leave is None:
+                self._compiled(lane, True)
 
     def _open(
         self,
@@ -294,7 +307,9 @@ class Functions:
         return span
 
     def _finish(self, call: Running, lane: Lane, value: object, raised: str | None) -> None:
-        if call.compiled:
+        if call.leave is not None:
+            call.leave(value, raised)
+        elif call.compiled:
             self._compiled(lane, False)
         span = call.span
         if span is None:

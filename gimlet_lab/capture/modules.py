@@ -15,6 +15,7 @@ from gimlet_lab.capture.blocks import Blocks, members
 from gimlet_lab.capture.dataflow import Dataflow, Made
 from gimlet_lab.capture.devices import is_away
 from gimlet_lab.capture.fakes import Memory
+from gimlet_lab.capture.functions import Leave
 from gimlet_lab.capture.gaps import Gaps
 from gimlet_lab.capture.looks import Look, Looks
 from gimlet_lab.capture.operators import Operators
@@ -142,6 +143,8 @@ class Modules:
         """Run an outermost module call inside a span of its own."""
         timeline = self.timeline
         began = timeline.clock()
+        # Two frames up: past the takeover's.
+        caller = sys._getframe(2)  # noqa: SLF001 - the caller
         lane, devices = timeline.lane(), self.operators.devices
         entered: _Entered | None = None
         output: Any = None
@@ -150,7 +153,7 @@ class Modules:
         self.gaps.end(lane)
         self.around(lane, True)
         try:
-            entered = self._try_begin(lane, module, args, kwargs)
+            entered = self._try_begin(lane, module, args, kwargs, caller)
             if entered is not None:
                 if entered.stamp is not None and devices is not None:
                     entered.stamp = devices.stamp(entered.device)
@@ -172,16 +175,50 @@ class Modules:
                 self._try_end(lane, entered, output)
             lane.module, lane.looking, lane.path, lane.real = None, False, "", False
             if entered is not None and returned and not self.exact:
-                # Two frames up: past the takeover's.
-                self.gaps.begin(lane, (id(entered.known), entered.call.signature), sys._getframe(2))  # noqa: SLF001 - the caller
+                self.gaps.begin(lane, (id(entered.known), entered.call.signature), caller)
             self.around(lane, False)
             self.spent += timeline.clock() - ended
 
+    def compiled(
+        self,
+        lane: Lane,
+        module: Any,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        caller: FrameType | None,
+    ) -> Leave | None:
+        """A compiled form of a module's call begins, in a library's frame; give what ends it."""
+        timeline = self.timeline
+        self.gaps.disturbed()
+        self.gaps.end(lane)
+        entered = self._try_begin(lane, module, args, kwargs, caller, compiled=True)
+        if entered is None:
+            return None
+        entered.span.start = timeline.now()
+
+        def leave(output: object, raised: str | None) -> None:
+            entered.span.end = timeline.now()
+            if raised is not None:
+                entered.span.attributes["error"] = raised
+            self._try_end(lane, entered, output)
+            lane.module, lane.real = None, False
+            if raised is None and not self.exact:
+                self.gaps.begin(lane, (id(entered.known), entered.call.signature), caller)
+
+        return leave
+
     def _try_begin(
-        self, lane: Lane, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+        self,
+        lane: Lane,
+        module: Any,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        caller: FrameType | None,
+        *,
+        compiled: bool = False,
     ) -> _Entered | None:
         try:
-            return self._begin(lane, module, args, kwargs)
+            return self._begin(lane, module, args, kwargs, caller, compiled=compiled)
         except Exception as error:  # noqa: BLE001 - never the user's failure
             name = type(module).__name__
             self.timeline.note(f"a call of {name} was not recorded: {type(error).__name__}: {error}")
@@ -194,9 +231,19 @@ class Modules:
             name = entered.span.name
             self.timeline.note(f"the end of {name} was not recorded: {type(error).__name__}: {error}")
 
-    def _begin(self, lane: Lane, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> _Entered:
+    def _begin(
+        self,
+        lane: Lane,
+        module: Any,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        caller: FrameType | None,
+        *,
+        compiled: bool,
+    ) -> _Entered:
         flow = self.flow
         known = self._module(module)
+        compiled = compiled or known.info.compiled
         call = calls.read_call(module, args, kwargs, self._tensor)
         for around in lane.stack:
             around.holds = True
@@ -210,15 +257,15 @@ class Modules:
                 flow.read(value, span, name)
                 entered.incoming.update(flow.versions(value))
         if call.past_len and call.q_len != 1:
-            entered.guessed = self._guessed(call, sys._getframe(4))  # noqa: SLF001 - the caller, past our own
+            entered.guessed = self._guessed(call, caller)
         self._read_cache(call, span)
         entered.placed = _placed(module)
         devices = self.operators.devices
         if devices is not None and entered.placed is None and is_away(known.info.device):
             entered.device = known.info.device
             entered.stamp = devices.stamp(entered.device)
-        span.looked = not known.info.compiled and entered.placed is None and self._look(known, call)
-        if known.info.compiled:
+        span.looked = not compiled and entered.placed is None and self._look(known, call)
+        if compiled:
             if self.regions is not None and entered.placed is None:
                 self.regions.called(span, module, args, kwargs, known.info.device)
             self.takeover.enter_compiled(lane)

@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
+from types import FrameType
 from typing import Any
 
 from gimlet_lab.boundary import Ledger
@@ -16,7 +17,7 @@ from gimlet_lab.capture.arrival import Arrival
 from gimlet_lab.capture.dataflow import Dataflow
 from gimlet_lab.capture.devices import Devices, TorchStreams
 from gimlet_lab.capture.fakes import FakeWorld
-from gimlet_lab.capture.functions import Functions
+from gimlet_lab.capture.functions import Functions, Leave
 from gimlet_lab.capture.gaps import Gaps
 from gimlet_lab.capture.looks import Looks
 from gimlet_lab.capture.metering import Metering
@@ -95,6 +96,7 @@ class Recorder:
             is_cell_file,
             compiled=self._compiled,
             region=self._region,
+            module=self._compiled_module,
             edge=self._edge,
         )
         self._events = (Monitoring if hasattr(sys, "monitoring") else Profile)(self._functions, timeline)
@@ -273,6 +275,14 @@ class Recorder:
         device = operators.devices.last if operators.devices is not None else ""
         args, kwargs = given.get("args", ()), given.get("kwargs", {})
         self._regions.called(span, function, args, kwargs, device or "cpu")
+
+    def _compiled_module(self, lane: Lane, frame: FrameType) -> Leave | None:
+        """A library calls a module that it had compiled (transformers' ``generate``, with a static cache)."""
+        given, modules, operators = frame.f_locals, self._modules, self._operators
+        module = getattr(given.get("fn"), "__self__", None)
+        if modules is None or operators is None or not isinstance(module, operators.torch.nn.Module):
+            return None
+        return modules.compiled(lane, module, given.get("args", ()), given.get("kwargs", {}), frame.f_back)
 
     def _let_go(self) -> None:
         farewell: dict[int, Callable[[], object]] = {}

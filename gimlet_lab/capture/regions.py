@@ -54,6 +54,14 @@ class _Called:
     device: str
 
 
+@dataclass(frozen=True)
+class _Cache:
+    """A KV cache or a layer of one that was given, without its values."""
+
+    kind: type
+    held: dict[str, Any]
+
+
 _Key = tuple[int, str]
 
 
@@ -96,16 +104,16 @@ class Regions:
         device: str,
     ) -> None:
         """Keep the shapes of what a compiled call is given, once for each kind; it gets a signature."""
-        try:
-            given, named = self._shapes(args), self._shapes(kwargs)
-        except (TypeError, RuntimeError) as error:
-            self.timeline.note(f"{span.name}: compiled, and not counted: {error}")
-            return
-        if span.signature is None:
-            span.signature = f"{given} {named}"
-        key = id(function), span.signature
-        if key not in self._calls:
-            self._calls[key] = _Called(span, function, given, named, device)
+        key = id(function), span.signature or ""
+        if not span.signature or key not in self._calls:
+            try:
+                given, named = self._shapes(args), self._shapes(kwargs)
+            except (TypeError, RuntimeError) as error:
+                self.timeline.note(f"{span.name}: compiled, and not counted: {error}")
+                return
+            span.signature = span.signature or f"{given} {named}"
+            key = id(function), span.signature
+            self._calls.setdefault(key, _Called(span, function, given, named, device))
         if self.torch.is_grad_enabled():
             lane = self.timeline.lane()
             lane.history = hash((lane.history, key))
@@ -179,9 +187,25 @@ class Regions:
             return {name: self._shapes(item) for name, item in value.items()}
         if isinstance(value, (*_PLAIN, self.torch.dtype, self.torch.device)):
             return value
+        if hasattr(value, "get_seq_length") and hasattr(value, "__dict__"):
+            return _Cache(type(value), {name: self._held(item) for name, item in vars(value).items()})
         raise TypeError(f"a {type(value).__name__} among its arguments may keep tensors")
 
-    def _made(self, value: Any) -> Any:
+    def _held(self, value: Any) -> Any:
+        """What a cache holds; what is neither tensors nor layers (its config) is itself."""
+        try:
+            return self._shapes(value)
+        except TypeError:
+            return value
+
+    def _made(self, value: Any, cached: list[Any]) -> Any:
+        """Fake tensors in the place of those that were given; a cache's are ``cached``."""
+        if isinstance(value, _Cache):
+            made: Any = object.__new__(value.kind)
+            inside = {name: self._made(item, cached) for name, item in value.held.items()}
+            vars(made).update(inside)
+            cached += [item for item in inside.values() if isinstance(item, self.torch.Tensor)]
+            return made
         if isinstance(value, _Shape):
             made = self.torch.empty_strided(
                 value.size,
@@ -193,15 +217,17 @@ class Regions:
             # The original may write into what some operator made, but not into a leaf of autograd's graph.
             return made.clone() if value.requires_grad else made
         if type(value) in (list, tuple):
-            return type(value)(self._made(item) for item in value)
+            return type(value)(self._made(item, cached) for item in value)
         if type(value) is dict:
-            return {name: self._made(item) for name, item in value.items()}
+            return {name: self._made(item, cached) for name, item in value.items()}
         return value
 
     def _count(self, called: _Called, *, back: bool) -> _Counted:
         """What one call's original computes on fake tensors, and autograd on its way back."""
         torch, forward, backward = self.torch, _Counter(self.torch), _Counter(self.torch)
-        given, named = self._made(called.given), self._made(called.named)
+        cached: list[Any] = []
+        given, named = self._made(called.given, cached), self._made(called.named, cached)
+        cache = {_where(tensor) for tensor in cached}
         kept: list[Any] = []
 
         def keep(tensor: Any) -> Any:
@@ -227,10 +253,12 @@ class Regions:
         if unknown:
             names = ", ".join(sorted(unknown)[:4])
             self.timeline.note(f"{called.span.name}: compiled; FLOPs unknown, no formula: {names}")
-        weights = set(forward.outside) - {_where(tensor) for tensor in _tensors(torch, (given, named))}
+        weights = (
+            set(forward.outside) - {_where(tensor) for tensor in _tensors(torch, (given, named))} - cache
+        )
         # What is kept for the way back was written as well.
-        again = backward.total(_tensors(torch, gradients), weights) if leaves else None
-        return _Counted(forward.total([*out, *kept], weights), again)
+        again = backward.total(_tensors(torch, gradients), weights, set()) if leaves else None
+        return _Counted(forward.total([*out, *kept], weights, cache), again)
 
 
 class _Total(NamedTuple):
@@ -241,6 +269,7 @@ class _Total(NamedTuple):
     read: float
     written: float
     weights: float
+    cache: float
 
     def row(self, span: Span, device: str, duration_s: float, count: int = 1) -> Op:
         """So many calls of it as one operator."""
@@ -261,6 +290,7 @@ class _Total(NamedTuple):
             device=device,
             count=count,
             weight_bytes=self.weights * count,
+            kv_bytes=self.cache * count,
             device_timed=is_away(device),
         )
 
@@ -307,7 +337,7 @@ class _Counter:
                 self._inside[_where(tensor)] = tensor.untyped_storage()
         return out
 
-    def total(self, given_out: Iterable[Any], weights: set[int]) -> _Total:
+    def total(self, given_out: Iterable[Any], weights: set[int], cache: set[int]) -> _Total:
         """All of it; what operators made and gave out was written, the rest stayed inside."""
         written = {_where(tensor): float(tensor.nbytes) for tensor in given_out}
         return _Total(
@@ -316,6 +346,7 @@ class _Counter:
             read=sum(self.outside.values()),
             written=sum(nbytes for where, nbytes in written.items() if where in self._inside),
             weights=sum(nbytes for where, nbytes in self.outside.items() if where in weights),
+            cache=sum(nbytes for where, nbytes in self.outside.items() if where in cache),
         )
 
 
