@@ -30,6 +30,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from gimlet_lab.advisor import solve
     from gimlet_lab.backends.base import Deployment
+    from gimlet_lab.backends.weights import weights
     from gimlet_lab.boundary import stage
     from gimlet_lab.costs import estimate, estimate_serving
     from gimlet_lab.dry import dry_run
@@ -80,6 +81,7 @@ __all__ = [
     "solve",
     "stage",
     "unload_ipython_extension",
+    "weights",
 ]
 
 _MODEL = ("Device", "Estimate", "Fleet", "Graph", "Phase", "Plan", "Run", "Stage", "Work")
@@ -103,6 +105,7 @@ _HOMES = {
     "register_flops": "gimlet_lab.work.custom",
     "solve": "gimlet_lab.advisor",
     "stage": "gimlet_lab.boundary",
+    "weights": "gimlet_lab.backends.weights",
 }
 
 

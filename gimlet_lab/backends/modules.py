@@ -25,6 +25,7 @@ from gimlet_lab.backends.remote import Remote, WorkerDiedError, WorkerLostError,
 from gimlet_lab.backends.resident import Resident
 from gimlet_lab.backends.trampoline import forget_frames
 from gimlet_lab.backends.usage import Usage
+from gimlet_lab.backends.weights import references
 from gimlet_lab.boundary import Ledger
 from gimlet_lab.capture.calls import Call, read_call
 from gimlet_lab.errors import GimletError
@@ -115,7 +116,9 @@ class Module:
         """
         if self._packed is None or self._changed() or self.changed_deeply():
             try:
-                packed = pack(("keep", self._key, self.module)).share()
+                # Of one machine all workers share the pages of the kernel's own.
+                known = references(self.module) if any(place.far for place in places) else None
+                packed = pack(("keep", self._key, self.module), known=known).share()
             except Exception as error:  # noqa: BLE001 - pickling runs the user's code
                 raise GimletError(f"{self.name} cannot travel to a worker: {describe(error)}") from None
             self._remember(packed)

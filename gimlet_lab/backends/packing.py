@@ -19,6 +19,7 @@ import cloudpickle
 
 from gimlet_lab.backends.base import PLACED
 from gimlet_lab.backends.memory import Segment, layout
+from gimlet_lab.backends.weights import Store, reduce_known
 
 #: Buffers from here on go through shared memory.
 LARGE_BYTES = 128 * 1024
@@ -98,13 +99,19 @@ class _Packer(cloudpickle.Pickler):
         return super().reducer_override(obj)
 
 
-def pack(value: object, name: Callable[[Any], Any] | None = None) -> Packed:
+def pack(
+    value: object,
+    name: Callable[[Any], Any] | None = None,
+    known: Mapping[int, tuple[Store, str, bytes]] | None = None,
+) -> Packed:
     """Pickle ``value``; tensors and arrays stay where they are until it is sent.
 
     Parameters
     ----------
     name : callable, optional
         Gives the persistent id of an object that the receiver already knows, or None.
+    known : mapping, optional
+        Tensors that the receiver reads for itself; see :func:`~gimlet_lab.backends.weights.references`.
 
     Raises
     ------
@@ -112,7 +119,7 @@ def pack(value: object, name: Callable[[Any], Any] | None = None) -> Packed:
         Whatever pickling it raises; nothing was sent.
     """
     file, buffers = io.BytesIO(), list[memoryview]()
-    _Packer(file, buffers, name).dump(value)
+    _Packer(file, buffers, name, reduce_known(known, _reduce_tensor) if known else None).dump(value)
     return Packed(file.getvalue(), tuple(buffers))
 
 

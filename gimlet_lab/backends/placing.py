@@ -11,6 +11,7 @@ from gimlet_lab.backends.binding import Placement, bind
 from gimlet_lab.backends.chains import title
 from gimlet_lab.backends.deployment import PlacedDeployment
 from gimlet_lab.backends.places import Places
+from gimlet_lab.backends.weights import store_of
 from gimlet_lab.model import Plan
 from gimlet_lab.progress import Progress, silent
 
@@ -65,7 +66,9 @@ def _line(placement: Placement, again: bool) -> str:
             for t in (*placement.thing.parameters(), *placement.thing.buffers())
         }
         nbytes = sum(t.untyped_storage().nbytes() for t in tensors.values())
-        how = "the same copy" if again else f"{nbytes / 1e6:,.0f} MB of weights copied"
+        store = store_of(placement.thing) if device.node else None
+        what = f"{nbytes / 1e6:,.0f} MB of weights"
+        how = "the same copy" if again else f"{what} copied" if store is None else f"{what} read from {store}"
     cores = (
         f" (core{'s' if len(device.cores) > 1 else ''} {', '.join(map(str, device.cores))})"
         if device.kind == "cpu"

@@ -37,6 +37,9 @@ class Remote(ABC):
         Id of the device it stands for.
     """
 
+    #: Whether it may be on another machine.
+    far = False
+
     def __init__(self, device: str) -> None:
         self.device = device
         self.deaths = 0

@@ -25,6 +25,7 @@ class Resident:
     """
 
     alive = True
+    far = False
     pid = 0
 
     def __init__(self, device: str, torch_device: str) -> None:

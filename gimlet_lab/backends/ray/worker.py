@@ -28,6 +28,8 @@ class RayWorker(Remote):
     torch_device : str
     """
 
+    far = True
+
     def __init__(
         self, cluster: Cluster, device: str, node: str, cores: tuple[int, ...], torch_device: str = "cpu"
     ) -> None:
