@@ -50,8 +50,8 @@ def weights(model: Any, source: str | Path | Callable[[], Any]) -> None:
     """Say where nodes of a cluster find a model's weights, so that these need not be sent.
 
     From then on, plans that put the model on a node have them read there. What the notebook's model has
-    otherwise than the files (a layer that was trained further) is sent. A node that finds other weights refuses
-    the model.
+    otherwise than the files (a layer that was trained further) is sent. A node that finds other weights
+    refuses the model.
 
     Parameters
     ----------
