@@ -77,7 +77,7 @@ def cluster(shapes: Mapping[str, Shape], head_cores: str = "0") -> Iterator[str]
         for number, (name, shape) in enumerate(shapes.items(), 2):
             space, here, there = f"gimlet-{name}", f"gl{number}", f"gl{number}p"
             _run("ip", "netns", "add", space)
-            stack.callback(_run, "ip", "netns", "del", space)
+            stack.callback(_leave, space, here)
             _run("ip", "link", "add", here, "type", "veth", "peer", "name", there)
             _run("ip", "link", "set", there, "netns", space)
             _run("ip", "link", "set", here, "master", BRIDGE, "up")
@@ -95,6 +95,20 @@ def cluster(shapes: Mapping[str, Shape], head_cores: str = "0") -> Iterator[str]
             processes.append(_start([*joined, *pinned], environment))
             _wait(address, number)
         yield address
+
+
+def cut(*names: str) -> None:
+    """Nothing goes to these nodes any more, nor comes from them."""
+    for name in names:
+        # The other end of what is a node's only link.
+        shown = subprocess.run(
+            ["ip", "netns", "exec", f"gimlet-{name}", "ip", "-o", "link", "show", "type", "veth"],
+            check=True,
+            capture_output=True,
+            text=True,
+        ).stdout
+        there = shown.split(":")[1].strip().partition("@")[0]
+        _run("ip", "link", "set", there.removesuffix("p"), "down")
 
 
 def _wait(address: str, nodes: int) -> None:
@@ -135,6 +149,16 @@ def _empty(group: Path) -> None:
 
 def _start(command: list[str], environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
     return subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+
+def _leave(space: str, link: str) -> None:
+    """Take a namespace away, and what would keep it: what runs in it, and connections that were cut off."""
+    found = subprocess.run(["ip", "netns", "pids", space], check=True, capture_output=True, text=True)
+    for pid in found.stdout.split():
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(int(pid), signal.SIGKILL)
+    _run("ip", "netns", "del", space)
+    subprocess.run(["ip", "link", "del", link], check=False, capture_output=True)
 
 
 def _stop(processes: list[subprocess.Popen[bytes]]) -> None:
