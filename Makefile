@@ -39,6 +39,7 @@ lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/mypy --config-file benchmarks/mypy.ini benchmarks
 	@if [ -f extension/labextension/package.json ]; then cd extension && npm run --silent lint; fi
 
 test: setup lint

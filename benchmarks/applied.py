@@ -128,7 +128,8 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="print one object")
     options = parser.parse_args()
     result: dict = {"applied": {}}
-    errors, kept = [], True
+    errors: list[float] = []
+    kept = True
     for name in [options.only] if options.only else ["agent", *GRAPHS]:
         found = execute(cells(name, options.rounds))
         measured = {way: statistics.median(rounds) for way, rounds in found["seconds"].items()}

@@ -280,7 +280,7 @@ def ranking(tables: dict[str, pd.DataFrame]) -> dict[str, Any]:
         true = rows.pivot_table(index=shape, columns="device", values="seconds")
         said = rows.pivot_table(index=shape, columns="device", values="predicted")
         for a, b in itertools.combinations(true.columns, 2):
-            ratio = np.log(true[a] / true[b])
+            ratio: pd.Series = np.log(true[a] / true[b])
             counts = ratio.abs() > np.log1p(DISAGREE)
             right += int(((np.log(said[a] / said[b]) * ratio) > 0)[counts].sum())
             pairs += int(counts.sum())

@@ -113,7 +113,7 @@ def cut(*names: str) -> None:
 
 def _wait(address: str, nodes: int) -> None:
     """Until so many nodes have joined; one after the other, since they would take each other's sockets."""
-    from ray._raylet import GcsClient
+    from ray._raylet import GcsClient  # type: ignore[attr-defined]
 
     for _ in range(120):
         time.sleep(0.5)
