@@ -7,7 +7,6 @@ form. One profile runs at a time in a process: what it watches (torch, functions
 from __future__ import annotations
 
 import functools
-import gc
 import inspect
 import linecache
 import os
@@ -15,8 +14,7 @@ import sys
 import threading
 import time
 from asyncio import CancelledError
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import PurePath
@@ -27,6 +25,7 @@ from gimlet_lab.assembly import assemble
 from gimlet_lab.errors import UsageError
 from gimlet_lab.hardware.machine import Load
 from gimlet_lab.model import Device, Recording, Run, Span
+from gimlet_lab.model.collector import uncollected
 from gimlet_lab.tracebacks import clean
 
 if TYPE_CHECKING:
@@ -185,7 +184,7 @@ class Profile:
         if os.getpid() != self.pid or self._recorder is None:
             return None
         recorder, self._recorder = self._recorder, None
-        with _uncollected():
+        with uncollected():
             return self._finish(recorder, error)
 
     def _finish(self, recorder: Recorder, error: BaseException | None) -> Run:
@@ -396,18 +395,6 @@ def _status(error: BaseException | None) -> str:
 
 def _error(error: BaseException | None) -> str | None:
     return None if error is None else type(error).__name__
-
-
-@contextmanager
-def _uncollected() -> Iterator[None]:
-    """Python's collector waits: thousands of rows that stay would have it search all memory for nothing."""
-    collects = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if collects:
-            gc.enable()
 
 
 def _deployment() -> Deployment | None:

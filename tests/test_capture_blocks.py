@@ -243,3 +243,50 @@ def test_the_cache_of_a_model_in_layers_is_counted_to_the_byte(given):
                 return counted(Recording((), ops=tuple(op for op in recording.ops if op.span == span)))
 
             assert of(found, call.id) == of(exact, like.id)
+
+
+def take_down(model: Any, monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+    """For every block from now on: whether its operators are watched. A hook would have it watched."""
+    watched: list[bool] = []
+    names = ("input_layernorm", "ln_1", "attention")
+    first = {part for name, part in model.named_modules() if name.rpartition(".")[2] in names}
+    for kind in {type(part) for part in first}:
+        own = kind.forward
+
+        def forward(self: Any, *args: Any, _own: Any = own, **kwargs: Any) -> Any:
+            if self in first:
+                watched.append(torch._C._len_torch_dispatch_stack() > 0)
+            return _own(self, *args, **kwargs)
+
+        monkeypatch.setattr(kind, "forward", forward)
+    return watched
+
+
+SIZES = {
+    "vocab_size": 100, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 6,
+    "num_attention_heads": 4, "pad_token_id": 0,
+}  # fmt: skip
+FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
+    "Gemma2": ("ForCausalLM", {**SIZES, "head_dim": 8, "sliding_window": 4, "num_key_value_heads": 2}),
+    "Mixtral": ("ForCausalLM", {**SIZES, "num_local_experts": 4, "num_key_value_heads": 2}),
+    "Bert": ("Model", SIZES),
+    "GPT2": ("LMHeadModel", {"n_embd": 32, "n_head": 4, "n_layer": 6, "eos_token_id": 0}),
+}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_families_of_models_are_counted_as_if_all_was_looked_at(family, monkeypatch):
+    """Layers of two kinds in turn, experts, layers without a cache: fewer are watched, as much is counted."""
+    transformers = pytest.importorskip("transformers")
+    kind, sizes = FAMILIES[family]
+    config, made = (getattr(transformers, family + ending) for ending in ("Config", kind))
+    torch.manual_seed(0)
+    model = made(config(**sizes)).eval()
+    watched = take_down(model, monkeypatch)
+    notebook = Notebook(torch=torch, model=model, ids=torch.arange(1, 17).view(2, 8))
+    cell = "with torch.no_grad(): model(input_ids=ids)"
+    exact, found = (notebook.profile(cell, exact=exact) for exact in (True, False))
+    assert notebook.error is None
+    assert counted(found) == counted(exact)
+    assert sum(watched[:6]) == 6
+    assert 2 <= sum(watched[6:]) <= 4

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 from gimlet_lab.capture.kinds import sign
@@ -61,6 +62,9 @@ class Repeat:
         self.start = start
         self.took = took
 
+    def __len__(self) -> int:
+        return len(self.of.rows)
+
     def ops(self, dispatch_s: float) -> Iterator[Op]:
         """Its operators: their shares of the time it took, one after the other.
 
@@ -89,10 +93,10 @@ class Blocks:
     ----------
     operators : Operators
     members : dict
-        The blocks by identity, with the place of each in its list.
+        The blocks by identity, with the names of attributes that only say which one it is.
     """
 
-    def __init__(self, operators: Operators, members: dict[int, int]) -> None:
+    def __init__(self, operators: Operators, members: Members) -> None:
         self.operators = operators
         self.members = members
         self._seen: dict[object, Seen] = {}
@@ -131,7 +135,7 @@ class Blocks:
             if spared:
                 operators.push(lane)
             if spared and returned and like is not None:
-                operators.repeats.append(Repeat(like, lane.path, start, took))
+                operators.repeat(Repeat(like, lane.path, start, took))
             elif returned:
                 seen = Seen(lane.path, operators.rows[first:], start, took)
                 seen.watched, seen.spent = lane.calls - calls, lane.spent - spent
@@ -159,30 +163,40 @@ class Blocks:
         return key
 
 
-def members(module: Any) -> dict[int, int]:
-    """Blocks of a model's lists that may be alike, by identity, with the place of each in its list."""
-    found: dict[int, int] = {}
+Members = dict[int, frozenset[str]]
+
+
+def members(module: Any) -> Members:
+    """Blocks of a model's lists that may be alike: by identity, the names under which they keep their place.
+
+    A number that counts the blocks of a list (transformers' ``layer_idx``) only says which one it is.
+    """
+    found: Members = {}
     for part in module.modules():
         # Of ModuleList and Sequential the children go by their numbers.
         listed = [child for name, child in part.named_children() if name.isdecimal()]
         classes = [type(child) for child in listed]
-        found.update(
-            (id(child), place)
-            for place, child in enumerate(listed)
-            if next(child.children(), None) is not None and classes.count(type(child)) >= FEWEST
-        )
+        alike = [
+            c for c in listed if next(c.children(), None) is not None and classes.count(type(c)) >= FEWEST
+        ]
+        if alike:
+            places = _holding(listed[0], 0) & _holding(listed[-1], len(listed) - 1)
+            found.update((id(child), places) for child in alike)
     return found
 
 
-def form(module: Any, place: int) -> object:
-    """What two blocks share that are alike: classes, shapes of weights, and everything plain they hold.
-
-    A number that is the block's own place in its list (transformers' ``layer_idx``) only says which it is.
-    """
-    return tuple(_part(part, place) for part in module.modules())
+def _holding(module: Any, number: int) -> frozenset[str]:
+    """Names of attributes, of a module and what is in it, that are this number."""
+    held = (item for part in module.modules() for item in vars(part).items())
+    return frozenset(name for name, value in held if value.__class__ is int and value == number)
 
 
-def _part(module: Any, place: int) -> object:
+def form(module: Any, places: frozenset[str]) -> object:
+    """What two blocks share that are alike: classes, shapes of weights, and everything plain they hold."""
+    return tuple(_part(part, places) for part in module.modules())
+
+
+def _part(module: Any, places: frozenset[str]) -> object:
     found: list[object] = [type(module)]
     for name, value in vars(module).items():
         kind = value.__class__
@@ -204,10 +218,14 @@ def _part(module: Any, place: int) -> object:
             ]
         elif name == "_modules":
             found.append(tuple(value))
-        elif kind is int and value == place:
-            found.append(int)
+        elif name in places:
+            found.append(name)
         elif isinstance(value, int | float | str | tuple):
             found.append((name, value))
+        elif kind is partial:
+            found.append((name, value.func, value.args, *sorted(value.keywords.items())))
+        elif kind is set or kind is list:
+            found.append((name, frozenset(value) if kind is set else tuple(value)))
         else:
             found.append((name, id(value)))
     return tuple(found)

@@ -174,8 +174,13 @@ def kind_of(
         device="cpu" if first is None else str(first.device),
         view=view,
         writes=fixed and bool(outputs),
-        depends=bool(tags & _DEPENDENT),
+        depends=bool(tags & _DEPENDENT) and not (name == "aten::index" and _by_places(given)),
     )
+
+
+def _by_places(indexed: list[Any]) -> bool:
+    """Whether an index names places, as many as it has; a mask picks as many as are true in it."""
+    return not any(dtype_name(tensor) in ("bool", "uint8") for tensor in indexed[1:])
 
 
 def _said(

@@ -110,6 +110,9 @@ class Row:
 class Repeated(Protocol):
     """What was not watched because it was known."""
 
+    def __len__(self) -> int:
+        """How many operators, as rows."""
+
     def ops(self, dispatch_s: float) -> Iterator[Op]:
         """Its operators; watching one takes so long outside our own clock."""
 
@@ -131,7 +134,8 @@ class Operators:
         self.torch = torch
         self.rows: list[Row] = []
         #: What looks left out because it had just been seen.
-        self.repeats: list[Repeated] = []
+        self._repeats: list[Repeated] = []
+        self._repeated = 0
         #: Storages of parameters and buffers, of gradients and of optimizers' state, held weakly.
         self.weights: dict[int, Weak] = {}
         self.gradients: dict[int, Weak] = {}
@@ -388,12 +392,20 @@ class Operators:
                 last.count += 1
                 last.took += ended - started
                 return last
-        if len(rows) >= MAX_ROWS:
+        if len(rows) + self._repeated >= MAX_ROWS:
             self._dropped += 1
             return None
         row = Row(kind, span, path, started - self.timeline.zero, ended - started)
         rows.append(row)
         return row
+
+    def repeat(self, repeated: Repeated) -> None:
+        """Keep what stands for operators that were not watched."""
+        if len(self.rows) + self._repeated + len(repeated) > MAX_ROWS:
+            self._dropped += len(repeated)
+            return
+        self._repeats.append(repeated)
+        self._repeated += len(repeated)
 
     def _where(self, tensor: Any) -> int:
         try:
@@ -456,7 +468,7 @@ class Operators:
                 f"truncated: only the first {MAX_LOOSE:,} operators outside modules were recorded"
             )
         ops = [row.frozen() for row in self.rows if row.span.number >= 0]
-        for repeat in self.repeats:
+        for repeat in self._repeats:
             ops.extend(repeat.ops(dispatch_s))
         return tuple(sorted(ops, key=attrgetter("start_s")))
 

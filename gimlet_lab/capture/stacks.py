@@ -7,7 +7,6 @@ forbid it. So it goes on all the time, and what py-spy saw takes its place.
 
 from __future__ import annotations
 
-import gc
 import os
 import sys
 import threading
@@ -19,6 +18,7 @@ from types import FrameType
 from gimlet_lab.capture.accounts import Account, Totals, WorkerAccount
 from gimlet_lab.capture.frames import LiveStacks, Names, served
 from gimlet_lab.capture.pyspy import NATIVE_RATE_HZ, RATE_HZ, PySpy, Traced, find_program
+from gimlet_lab.model.collector import uncollected
 from gimlet_lab.model.stacks import Seen, StackRecording, StackThread, Tree
 
 #: A cell that has run for so long gets py-spy.
@@ -117,13 +117,8 @@ def _frames() -> dict[int, FrameType]:
     Python holds the lock of its list of threads meanwhile, and allocates: where that sets off a collection
     which finds a ``threading.local``, the process waits for itself for ever (python/cpython#106883).
     """
-    collects = gc.isenabled()
-    gc.disable()
-    try:
+    with uncollected():
         return sys._current_frames()  # noqa: SLF001 - the one way, and documented
-    finally:
-        if collects:
-            gc.enable()
 
 
 class StackSampler:

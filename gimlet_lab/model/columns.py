@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import base64
-import gc
 import json
 import math
 import sys
 from array import array
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import MISSING, Field, fields
 from itertools import repeat
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
+from gimlet_lab.model.collector import uncollected
 from gimlet_lab.model.phase import Phase
 from gimlet_lab.model.recording import Op, Span
 from gimlet_lab.model.work import Work
@@ -72,7 +71,7 @@ def unpack(
         if len(values) != rows:
             raise ValueError(f"column {name!r} has {len(values)} entries for {rows} rows")
         columns[name] = values
-    with _uncollected():
+    with uncollected():
         made = _rows(kind, rows, columns)
     return made, {name: columns[name] for name in beside}
 
@@ -154,18 +153,6 @@ def _numbers(typecode: str, text: str) -> list[Any]:
     if sys.byteorder == "big":
         made.byteswap()
     return made.tolist()
-
-
-@contextmanager
-def _uncollected() -> Iterator[None]:
-    """Make a million rows without the garbage collector going through all of them again and again."""
-    was = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was:
-            gc.enable()
 
 
 def frame(columns: Mapping[str, list[Any]]) -> pandas.DataFrame:
