@@ -122,7 +122,11 @@ def test_meters_come_while_somebody_looks(page: Page) -> None:
     assert not [row for row in rows if row["device"].startswith("core")]
     page.say(watch=False)
     page.ask(line="")
-    threads = page.kernel.run("import threading; [t.name for t in threading.enumerate()]").value
+    # It takes a last reading first.
+    page.kernel.run(
+        "import threading\nfor t in threading.enumerate():\n    t.name == 'gimlet-page' and t.join(30)"
+    )
+    threads = page.kernel.run("[t.name for t in threading.enumerate()]").value
     assert "gimlet-page" not in str(threads)
 
 

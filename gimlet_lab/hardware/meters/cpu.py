@@ -42,6 +42,9 @@ class CpuProbe:
     the machine, whoever causes them.
     """
 
+    #: The kernel's files answer at once.
+    prompt = True
+
     def __init__(self, energy: Rapl, bandwidth: Path) -> None:
         import psutil
 

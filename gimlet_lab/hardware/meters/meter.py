@@ -47,7 +47,10 @@ class Card:
 
 
 class Probe(Protocol):
-    """What can be read by itself: it may fail or hang, and the others go on."""
+    """What can be read by itself: it may fail or hang, and the others go on.
+
+    One that never hangs may say so by an attribute ``prompt`` that is true: it has no thread of its own.
+    """
 
     @property
     def devices(self) -> tuple[str, ...]:

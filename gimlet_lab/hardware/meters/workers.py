@@ -1,4 +1,7 @@
-"""The threads that read: one for each meter's opening and for each probe, which nobody has to wait for."""
+"""The threads that read: one for each meter's opening and for each probe, which nobody has to wait for.
+
+What only reads the kernel's files does not hang, and is read by whoever asks: waking a thread costs more.
+"""
 
 from __future__ import annotations
 
@@ -54,7 +57,10 @@ class Opened:
             worker.end()
         self._failed = set()
         self.probes = tuple(probes)
-        self.workers = [Worker(name_of(probe), self._reading(probe), self._sampler) for probe in probes]
+        self.workers = [
+            Worker(name_of(probe), self._reading(probe), self._sampler, here=getattr(probe, "prompt", False))
+            for probe in probes
+        ]
 
     def _reading(self, probe: Probe) -> Callable[[], None]:
         def read() -> None:
@@ -76,14 +82,18 @@ class Opened:
 
 
 class Worker:
-    """A thread that does one job whenever it is woken, and is waited for by nobody who does not want to."""
+    """A thread that does one job whenever it is woken, and is waited for by nobody who does not want to.
 
-    def __init__(self, name: str, job: Callable[[], None], sampler: Sampler) -> None:
+    ``here``: no thread, the job is done by the one who wakes it.
+    """
+
+    def __init__(self, name: str, job: Callable[[], None], sampler: Sampler, *, here: bool = False) -> None:
         self.name = name
         self.busy_since: float | None = None
         self._rests_until_s = -math.inf
         self._job = job
         self._sampler = sampler
+        self._here = here
         self._lock = threading.Lock()
         self._go = threading.Semaphore(0)
         self._done = threading.Event()
@@ -103,12 +113,15 @@ class Worker:
                 return False
             self.busy_since = self._sampler.clock()
             self._done.clear()
-            if self._thread is None:
-                name = f"gimlet-{self.name}"
-                self._thread = threading.Thread(target=self._loop, name=name, daemon=True)
-                self._thread.start()
-            self._go.release()
-            return True
+            if not self._here:
+                if self._thread is None:
+                    name = f"gimlet-{self.name}"
+                    self._thread = threading.Thread(target=self._loop, name=name, daemon=True)
+                    self._thread.start()
+                self._go.release()
+        if self._here:
+            self._work()
+        return True
 
     def hangs(self, now_s: float, deadline_s: float) -> bool:
         """Whether the job has been going on for longer."""
