@@ -363,3 +363,24 @@ def test_a_model_that_a_library_compiles_has_its_calls_and_their_work(backend: B
     ran = backend.ran
     notebook.run(compiled)
     assert (backend.compiled, backend.ran) == (1, ran + 5), "still compiled"
+
+
+def test_a_compiled_model_is_counted_again_when_its_cache_has_doubled(backend: Backend) -> None:
+    pytest.importorskip("transformers")
+    from small_llm import IDS, make_llm
+
+    llm = make_llm()
+    llm.compile(backend=backend, dynamic=True)
+    notebook = Notebook(torch=torch, llm=llm, ids=IDS, mask=torch.ones_like(IDS))
+    tokens = "max_new_tokens=40, do_sample=False"
+    cell = f"with torch.inference_mode(): llm.generate(ids, attention_mask=mask, {tokens})"
+    recording = notebook.profile(cell)
+    assert notebook.error is None
+    calls = [call for call in spans(recording, "module") if call.role == "decode"]
+    counted = {call.id: call.attributes["past_len"] for call in calls if "counted" in call.attributes}
+    assert list(counted.values()) == [11, 22, 44]
+    a_token = 2 * 2 * IDS.shape[0] * 2 * 8 * 4  # layers, keys and values, prompts, heads of 8, float32
+    rows = {op.span: op for op in recording.ops if op.op == "compiled"}
+    assert {past: rows[span].kv_bytes for span, past in counted.items()} == {
+        past: past * a_token for past in (11, 22, 44)
+    }

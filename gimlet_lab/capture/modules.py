@@ -267,7 +267,8 @@ class Modules:
         span.looked = not compiled and entered.placed is None and self._look(known, call)
         if compiled:
             if self.regions is not None and entered.placed is None:
-                self.regions.called(span, module, args, kwargs, known.info.device)
+                again = self._grown(known, call)
+                self.regions.called(span, module, args, kwargs, known.info.device, again=again)
             self.takeover.enter_compiled(lane)
         else:
             places = {}
@@ -331,9 +332,13 @@ class Modules:
         return id(call.cache) in self._verified
 
     def _look(self, known: _Known, call: calls.Call) -> bool:
+        return self._grown(known, call) or self.exact
+
+    def _grown(self, known: _Known, call: calls.Call) -> bool:
+        """Whether a call is the first of its kind, or its past has doubled since the last seen closely."""
         past = call.past_len or 0
         last = known.looks.get(call.signature)
-        if self.exact or last is None or (past > 0 and past >= GROWTH * max(last, 1)):
+        if last is None or (past > 0 and past >= GROWTH * max(last, 1)):
             known.looks[call.signature] = past
             return True
         return False

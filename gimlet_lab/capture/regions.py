@@ -102,17 +102,25 @@ class Regions:
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
         device: str,
+        *,
+        again: bool = False,
     ) -> None:
-        """Keep the shapes of what a compiled call is given, once for each kind; it gets a signature."""
+        """Keep the shapes of what a compiled call is given, once for each kind; it gets a signature.
+
+        ``again``: it has grown since, and is to be counted once more.
+        """
         key = id(function), span.signature or ""
+        if again and key in self._calls:
+            key = id(function), f"{span.signature}, {span.number}"
         if not span.signature or key not in self._calls:
             try:
                 given, named = self._shapes(args), self._shapes(kwargs)
             except (TypeError, RuntimeError) as error:
                 self.timeline.note(f"{span.name}: compiled, and not counted: {error}")
                 return
-            span.signature = span.signature or f"{given} {named}"
-            key = id(function), span.signature
+            if not span.signature:
+                span.signature = f"{given} {named}"
+                key = id(function), span.signature
             self._calls.setdefault(key, _Called(span, function, given, named, device))
         if self.torch.is_grad_enabled():
             lane = self.timeline.lane()
@@ -192,10 +200,12 @@ class Regions:
         raise TypeError(f"a {type(value).__name__} among its arguments may keep tensors")
 
     def _held(self, value: Any) -> Any:
-        """What a cache holds; what is neither tensors nor layers (its config) is itself."""
+        """What a cache holds; an object that is neither a tensor nor a layer (its config) is itself."""
         try:
             return self._shapes(value)
         except TypeError:
+            if type(value) in (list, tuple, dict):
+                raise
             return value
 
     def _made(self, value: Any, cached: list[Any]) -> Any:
