@@ -73,20 +73,21 @@ def smooth(atoms: Sequence[Atom], min_phase_s: float, roles: Mapping[str, str | 
     np.add.at(cost, (grid.piece, own), shares.sum(axis=1, keepdims=True) - shares - 2.0 * took[:, None])
     edges = np.concatenate([[0.0], np.cumsum(took_by_piece)])
     labels = [(owner, bound) for owner in owners for bound in BOUNDS]
-    flops = grid.total([atom.flops for atom in atoms], seconds)
-    moved = grid.total([atom.bytes for atom in atoms], seconds)
+    flops = grid.total([atom.flops for atom in atoms], took)
+    moved = grid.total([atom.bytes for atom in atoms], took)
     found: list[Phase] = []
     for first, last, label in _segment(cost.reshape(count, -1), edges, min_phase_s):
         (stage, warmup), bound = labels[label]
+        took_s = float(edges[last] - edges[first])
         found.append(
             Phase(
                 grid.start_s[first],
-                float(edges[last] - edges[first]),
+                took_s,
                 bound,
                 stage,
                 None if stage is None else roles.get(stage),
-                flops.known(first, last),
-                moved.known(first, last),
+                flops.known(first, last, took_s),
+                moved.known(first, last, took_s),
                 warmup,
             )
         )
@@ -128,27 +129,24 @@ class _Grid:
         piece, which, part = zip(*rows, strict=True)
         return cls(np.array(piece), np.array(which), np.array(part), start_s)
 
-    def total(self, values: Sequence[float | None], seconds: npt.NDArray[np.float64]) -> _Total:
-        """What is known of each piece, and for how long it is or is not."""
+    def total(self, values: Sequence[float | None], took: npt.NDArray[np.float64]) -> _Total:
+        """What is known of each piece, and for how long nothing is; ``took``: seconds of each part."""
         missing = np.array([value is None for value in values])[self.atom]
         known = np.array([0.0 if value is None else value for value in values])[self.atom] * self.part
-        took = seconds[self.atom] * self.part
         count = len(self.start_s)
-        return _Total(*(_by_piece(self.piece, each, count) for each in (known, took, took * missing)))
+        return _Total(*(_by_piece(self.piece, each, count) for each in (known, took * missing)))
 
 
 @dataclass(frozen=True, slots=True)
 class _Total:
-    """FLOPs or bytes by piece, the seconds of each, and those in which nobody saw how many."""
+    """FLOPs or bytes by piece, and the seconds of each in which nobody saw how many."""
 
     value: npt.NDArray[np.float64]
-    took_s: npt.NDArray[np.float64]
     unknown_s: npt.NDArray[np.float64]
 
-    def known(self, first: int, last: int) -> float | None:
+    def known(self, first: int, last: int, took_s: float) -> float | None:
         """Sum what is known; None when it is unknown for more than a fifth of the time."""
-        took_s, unknown_s = (float(of[first:last].sum()) for of in (self.took_s, self.unknown_s))
-        if took_s <= 0 or unknown_s > UNKNOWN_SHARE * took_s:
+        if took_s <= 0 or float(self.unknown_s[first:last].sum()) > UNKNOWN_SHARE * took_s:
             return None
         return float(self.value[first:last].sum())
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -25,21 +26,25 @@ FEWEST = 3
 _EMPTY = {dict, OrderedDict, set, list, tuple, type(None)}
 
 
+@dataclass(slots=True)
 class Seen:
-    """A block that was looked at: what it ran, and what that took."""
+    """A block that was looked at: what it ran, and what that took.
 
-    __slots__ = ("path", "rows", "spent", "start", "sure", "took", "watched")
+    Attributes
+    ----------
+    watched, spent
+        Operators watched, and the seconds inside our own clock that this took.
+    sure : bool
+        The block before it was the same.
+    """
 
-    def __init__(self, path: str, rows: list[Row], start: float, took: float) -> None:
-        self.path = path
-        self.rows = rows
-        self.start = start
-        self.took = took
-        #: Operators watched, and the seconds inside our own clock that this took.
-        self.watched = 0
-        self.spent = 0.0
-        #: Whether the block before it was the same.
-        self.sure = False
+    path: str
+    rows: list[Row]
+    start: float
+    took: float
+    watched: int
+    spent: float
+    sure: bool = False
 
     def like(self, other: Seen) -> bool:
         """Whether both ran the same operators at the same places."""
@@ -51,16 +56,14 @@ class Seen:
         )
 
 
+@dataclass(frozen=True, slots=True)
 class Repeat:
     """A block that was not looked at, like one that was."""
 
-    __slots__ = ("of", "path", "start", "took")
-
-    def __init__(self, of: Seen, path: str, start: float, took: float) -> None:
-        self.of = of
-        self.path = path
-        self.start = start
-        self.took = took
+    of: Seen
+    path: str
+    start: float
+    took: float
 
     def __len__(self) -> int:
         return len(self.of.rows)
@@ -137,8 +140,8 @@ class Blocks:
             if spared and returned and like is not None:
                 operators.repeat(Repeat(like, lane.path, start, took))
             elif returned:
-                seen = Seen(lane.path, operators.rows[first:], start, took)
-                seen.watched, seen.spent = lane.calls - calls, lane.spent - spent
+                rows, watched = operators.rows[first:], lane.calls - calls
+                seen = Seen(lane.path, rows, start, took, watched, lane.spent - spent)
                 whole = all(row.span is lane.stack[-1] and not row.kind.depends for row in seen.rows)
                 seen.sure = whole and like is not None and seen.like(like)
                 self._seen[key] = seen

@@ -12,6 +12,7 @@ from types import FrameType
 from typing import Any
 
 from gimlet_lab.boundary import Ledger
+from gimlet_lab.capture import price
 from gimlet_lab.capture.activities import TorchActivities, warm_up
 from gimlet_lab.capture.arrival import Arrival
 from gimlet_lab.capture.dataflow import Dataflow
@@ -323,7 +324,7 @@ class Recorder:
             self._looks.hear()
             operators.place()
         inferred = () if self._gaps is None else self._gaps.finish()
-        dispatch_s = 0.0 if operators is None else operators.dispatch_s()
+        dispatch_s = 0.0 if operators is None else price.dispatch_s(operators)
         modules = () if self._modules is None else self._modules.finish()
         if self._looks is not None:
             self._looks.finish(dispatch_s)
