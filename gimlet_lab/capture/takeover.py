@@ -4,8 +4,8 @@ Global forward hooks would do the same by the book, but: they send every call of
 slow path (2 µs a module, 2 to 3 % of a decode step); they are not run for a KeyboardInterrupt, so the clock
 of an interrupted call never stops; they add frames of torch's to the user's traceback; ``torch.compile``
 warns of them at every call, compiles them into whatever it meets first inside the cell, and compiles that
-once more afterwards. The takeover's Python frame takes the place of one of torch's, ends in ``finally``, is in
-no traceback, and steps aside while something is compiled or compiled code runs.
+once more afterwards. The takeover's Python frame takes the place of one of torch's, ends in ``finally``, is
+in no traceback, and steps aside while something is compiled or compiled code runs.
 """
 
 from __future__ import annotations
